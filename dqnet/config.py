@@ -1,0 +1,147 @@
+"""The typed form of a run's configuration: what ``conf/`` composes is checked against it.
+
+Values live in ``conf/*.yaml``; here are their names and types. Only the controller has defaults of
+its own, because library callers build one without any YAML.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class DataConfig:
+    """A data set and how it is fed. Sizes are in pixels; ``batch_size`` is over all processes."""
+
+    _target_: str = MISSING  # a function (DataConfig) -> dqnet.data.Splits
+    root: str | None = MISSING
+    download: bool = MISSING
+    size: int = MISSING
+    mean: list[float] = MISSING  # per channel, of images in [0, 1]
+    std: list[float] = MISSING
+    crop_padding: int = MISSING  # random crops of images padded by this much; 0: none
+    flip: bool = MISSING  # random horizontal flips
+    cache: bool = MISSING  # decode once and keep the pixels in memory
+    batch_size: int = MISSING
+    val_fraction: float = MISSING  # of the training part, in [0, 1)
+    workers: int = MISSING  # decoding processes, used when cache is false
+
+
+@dataclass
+class ModelConfig:
+    """A timm model name and where its float weights come from."""
+
+    name: str = MISSING
+    pretrained: bool = MISSING
+    checkpoint_path: str | None = MISSING
+    args: dict[str, Any] = field(default_factory=dict)  # further arguments of timm.create_model
+
+
+@dataclass
+class ControllerConfig:
+    """The bit controller. The defaults keep the routing different from image to image.
+
+    Attributes:
+        kind: ``"shared"`` reads the split point's features (the paper's form), ``"separate"`` is a
+            small convolutional network that reads the image itself (the paper's ablation).
+        pool: ``"mean"`` (the paper) or ``"mean_std"`` pooled features.
+        batch_norm: normalise the pooled features over the batch (the paper: no).
+        activation: ``"relu"`` or ``"none"`` between the two fully connected layers.
+        hidden: units of the first fully connected layer.
+        dropout: probability, before the first fully connected layer, in [0, 1).
+        tau: Gumbel-softmax temperature at the start, above 0.
+        tau_end: temperature at the end of training, reached geometrically; ``None``: constant.
+    """
+
+    kind: str = "shared"
+    pool: str = "mean_std"
+    batch_norm: bool = True
+    activation: str = "relu"
+    hidden: int = 32
+    dropout: float = 0.0
+    tau: float = 1.0
+    tau_end: float | None = None
+
+
+@dataclass
+class QuantConfig:
+    """How the model is converted; the arguments of :func:`dqnet.quantize`."""
+
+    quantizer: str | None = MISSING  # None: full precision, the model stays as it is
+    widths: list[int] = MISSING
+    shared_until: str | None = MISSING
+    static_width: int | None = MISSING
+    full_precision: list[str] | None = MISSING
+    static: list[str] = MISSING
+    options: dict[str, Any] = field(default_factory=dict)  # the quantizer's own arguments
+    parameter_decay: float = MISSING  # weight decay of clipping values that ask for one (PACT)
+    controller: ControllerConfig = field(default_factory=ControllerConfig)
+
+
+@dataclass
+class LossConfig:
+    """Task loss plus the price of bits."""
+
+    target_bits: float | None = MISSING  # None: the middle width
+    alpha: float = MISSING  # weight of the penalty
+    penalty: str = MISSING  # "bit_flops" or "mean_width"
+    mutual_information: float = MISSING  # beta; 0 is the paper's plain recipe
+    label_smoothing: float = MISSING
+
+
+@dataclass
+class OptimConfig:
+    """A timm optimizer and a schedule that is stepped once per update."""
+
+    name: str = MISSING
+    lr: float = MISSING
+    momentum: float = MISSING
+    weight_decay: float = MISSING
+    controller_lr_scale: float = MISSING
+    clip_grad: float | None = MISSING  # largest global gradient norm; None: no clipping
+    schedule: str = MISSING  # constant, cosine, step or multistep
+    warmup_epochs: float = MISSING
+    min_lr: float = MISSING
+    decay_epochs: float = MISSING  # step: epochs between decays
+    milestones: list[float] = MISSING  # multistep: epochs of the decays
+    decay_rate: float = MISSING
+
+
+@dataclass
+class TrainerConfig:
+    """The loop."""
+
+    epochs: int = MISSING
+    device: str = MISSING  # auto, cpu, cuda, cuda:1, mps ...
+    precision: str = MISSING  # 32 or bf16
+    ema: float | None = MISSING  # decay of an exponential moving average of the weights
+    channels_last: bool = MISSING
+    compile: bool = MISSING
+    progress: bool = MISSING
+
+
+@dataclass
+class LoggerConfig:
+    """Tracking beside the run folder's own files."""
+
+    name: str = MISSING  # none or wandb
+    project: str = "dqnet"
+    mode: str = "offline"  # offline, online or disabled
+    group: str | None = None
+
+
+@dataclass
+class TrainConfig:
+    """Everything a run depends on; stored whole in its checkpoints."""
+
+    seed: int = MISSING
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    quant: QuantConfig = field(default_factory=QuantConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)

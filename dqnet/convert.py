@@ -1,0 +1,179 @@
+"""Float model in, quantized model out: trace, swap the layers, attach the controller."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from timm.layers import Conv2dSame
+from torch import Tensor, nn
+
+from dqnet.config import ControllerConfig
+from dqnet.controller import Controller
+from dqnet.errors import UserError, unknown_name
+from dqnet.layers import QuantConv2d, QuantLinear
+from dqnet.network import LayerInfo, QuantizedModel
+from dqnet.quantizers import Quantizer, check_widths, find_quantizer
+from dqnet.trace import Trace, trace_model
+
+#: shortcut projections, which every image runs at the same width
+DEFAULT_STATIC = ("*downsample*", "*shortcut*")
+#: layers whose forward pass is what their base class computes
+CONVERTIBLE = (nn.Conv2d, Conv2dSame, nn.Linear)
+
+
+def quantize(
+    model: nn.Module,
+    sample_input: Tensor,
+    widths: Sequence[int] = (2, 3, 4),
+    quantizer: str | type[Quantizer] = "dorefa",
+    shared_until: str | None = "auto",
+    *,
+    static_width: int | None = None,
+    full_precision: Sequence[str] | None = None,
+    static: Sequence[str] = DEFAULT_STATIC,
+    options: dict[str, Any] | None = None,
+    controller: ControllerConfig | None = None,
+) -> QuantizedModel:
+    """Converts a plain CNN; with one width the result is static, with several it is dynamic.
+
+    The model is converted in place and becomes the result's backbone: every quantized layer holds
+    the float layer's own parameters under the float layer's name.
+
+    Args:
+        model: a float model that takes ``sample_input`` and returns logits.
+        sample_input: ``[N, C, H, W]``; only its shape, type and device are used. Costs are those
+            of images of this size.
+        widths: candidate bit-widths, ascending, each from 1 to 16.
+        quantizer: the name or the class of a number format.
+        shared_until: module name of the split point: layers that run before its output appears
+            are static, and the shared controller reads that output. ``"auto"``: the first stage
+            after the stem (the second entry of timm's ``feature_info``). ``None``: no shared
+            layers, for the separate controller, whose ``"auto"`` it is.
+        static_width: the width of static layers; by default the middle of ``widths`` (the upper
+            of the two middle ones).
+        full_precision: name patterns (as of a shell) of layers to leave as they are; by default
+            the first convolution and the classifier.
+        static: name patterns of layers that run at ``static_width`` for every image. Fully
+            connected layers always do.
+        options: the quantizer's own arguments.
+        controller: the controller's form.
+
+    Raises:
+        UserError: for an unknown name, a bad width, a pattern that matches nothing, a split point
+            that does not exist or leaves nothing to route, or a layer that cannot be converted.
+    """
+    widths = check_widths(widths)
+    quantizer = find_quantizer(quantizer)
+    controller = controller or ControllerConfig()
+    if static_width is None:
+        static_width = widths[len(widths) // 2]
+    (static_width,) = check_widths([static_width])
+
+    trace = trace_model(model, sample_input)
+    names = list(trace.layers)
+    if full_precision is None:
+        full_precision = _first_and_last(model, trace)
+    _check_patterns("full_precision", full_precision, names)
+    if tuple(static) != DEFAULT_STATIC:
+        _check_patterns("static", static, names)
+
+    split = None
+    if len(widths) > 1:
+        split = _split_point(model, trace, shared_until, controller)
+
+    layers = []
+    for name, traced in trace.layers.items():
+        module = model.get_submodule(name)
+        if _matches(name, full_precision):
+            layers.append(LayerInfo(name, "full", (32,), traced.macs))
+            continue
+        if type(module) not in CONVERTIBLE:
+            raise UserError(
+                f"layer {name!r} is a {type(module).__name__}, which has no quantized form; "
+                f"keep it as it is with full_precision={[*full_precision, name]}"
+            )
+        before = split is not None and traced.order < trace.finished[split]
+        routed = (
+            len(widths) > 1
+            and isinstance(module, nn.Conv2d)
+            and not before
+            and not _matches(name, static)
+        )
+        own = widths if routed or len(widths) == 1 else (static_width,)
+        layers.append(LayerInfo(name, "routed" if routed else "static", own, traced.macs))
+
+    routed = [layer for layer in layers if layer.role == "routed"]
+    if len(widths) > 1 and not routed:
+        raise UserError(f"split point {split!r} leaves nothing to route; choose an earlier module")
+    if not any(layer.role != "full" for layer in layers):
+        raise UserError("no layer is left to quantize; full_precision matches every one")
+
+    for layer in layers:
+        if layer.role != "full":
+            module = model.get_submodule(layer.name)
+            form = QuantConv2d if isinstance(module, nn.Conv2d) else QuantLinear
+            signed = trace.layers[layer.name].signed
+            swapped = form.from_float(module, layer.widths, quantizer, signed, options)
+            _set_submodule(model, layer.name, swapped)
+
+    head = None
+    if routed:
+        shape = sample_input.shape if split is None else trace.shapes[split]
+        head = Controller(tuple(shape[1:]), len(routed), len(widths), controller)
+        head.to(sample_input.device)
+    return QuantizedModel(model, head, split, tuple(layers), widths)
+
+
+def _first_and_last(model: nn.Module, trace: Trace) -> list[str]:
+    """The first convolution and the classifier, in execution order."""
+    convs = [n for n in trace.layers if isinstance(model.get_submodule(n), nn.Conv2d)]
+    return [*convs[:1], *list(trace.layers)[-1:]]
+
+
+def _split_point(
+    model: nn.Module, trace: Trace, name: str | None, controller: ControllerConfig
+) -> str | None:
+    if name == "auto":
+        if controller.kind == "separate":
+            return None
+        stages = getattr(model, "feature_info", None) or []
+        # timm lists the stem first; some models hold a FeatureInfo object, which lists alike.
+        stages = [s["module"] for s in getattr(stages, "info", stages)]
+        if len(stages) < 2:
+            raise UserError(
+                "the model does not list its stages, so its split point cannot be found: "
+                "name the last shared module with shared_until"
+            )
+        name = stages[1]
+    if name is None:
+        if controller.kind == "shared":
+            raise UserError("a shared controller reads a module's output: name it in shared_until")
+        return None
+    modules = dict(model.named_modules())
+    if name not in modules or not name:
+        raise unknown_name("split point", name, [n for n in modules if n])
+    if name not in trace.shapes:
+        raise UserError(f"split point {name!r} never returned a tensor when the model ran")
+    if controller.kind == "shared" and len(trace.shapes[name]) != 4:
+        raise UserError(
+            f"split point {name!r} returns shape {list(trace.shapes[name])}; "
+            "the controller reads feature maps [N, C, H, W]: choose an earlier module"
+        )
+    return name
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _check_patterns(kind: str, patterns: Sequence[str], names: list[str]) -> None:
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise unknown_name(f"{kind} layer", pattern, names)
+
+
+def _set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

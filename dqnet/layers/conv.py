@@ -1,0 +1,137 @@
+"""A convolution that keeps one full-precision weight and runs at any of K widths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame
+from torch import Tensor, nn
+
+from dqnet.errors import UserError
+from dqnet.layers.groups import Groups
+from dqnet.layers.routed_conv import ConvGeometry, routed_conv2d
+from dqnet.layers.router import Router
+from dqnet.quantizers import Quantizer, find_quantizer
+
+
+class QuantConv2d(nn.Conv2d):
+    """``nn.Conv2d`` with a quantized weight and a quantized input.
+
+    With one width it is a static quantized convolution. With several, each image of the batch
+    runs at the width that ``choice`` gives it.
+
+    Args:
+        widths: candidate bit-widths, ascending, each from 1 to 16.
+        quantizer: the name or the class of a number format.
+        signed: whether the input can be negative.
+        options: the quantizer's own arguments.
+        args, kwargs: those of ``nn.Conv2d``. ``padding="same"`` is allowed with any stride and
+            means an output of ``ceil(size / stride)``.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        widths: Sequence[int],
+        quantizer: str | type[Quantizer] = "dorefa",
+        signed: bool = False,
+        options: dict[str, Any] | None = None,
+        padding: int | tuple[int, int] | str = 0,
+        **kwargs: Any,
+    ) -> None:
+        same = padding == "same"
+        if isinstance(padding, str):
+            if padding not in ("same", "valid"):
+                raise UserError(f"padding {padding!r} is unknown; valid: a number, same, valid")
+            padding = 0
+        super().__init__(*args, padding=padding, **kwargs)
+        if same and self.padding_mode != "zeros":
+            raise UserError("padding='same' goes with padding_mode='zeros' only")
+        in_advance = self.padding_mode != "zeros"
+        self.geometry = ConvGeometry(
+            self.stride, (0, 0) if in_advance else self.padding, self.dilation, self.groups, same
+        )
+        self.quantizer = find_quantizer(quantizer)(widths, signed=signed, **(options or {}))
+        self.router: Router | None = None
+        self.column: int | None = None
+
+    @classmethod
+    def from_float(
+        cls,
+        conv: nn.Conv2d,
+        widths: Sequence[int],
+        quantizer: str | type[Quantizer] = "dorefa",
+        signed: bool = False,
+        options: dict[str, Any] | None = None,
+    ) -> QuantConv2d:
+        """A quantized convolution that shares the parameters of ``conv``."""
+        with torch.device("meta"):  # its own weight is replaced at once
+            layer = cls(
+                conv.in_channels,
+                conv.out_channels,
+                conv.kernel_size,
+                stride=conv.stride,
+                padding="same" if isinstance(conv, Conv2dSame) else conv.padding,
+                dilation=conv.dilation,
+                groups=conv.groups,
+                bias=conv.bias is not None,
+                padding_mode=conv.padding_mode,
+                widths=(1,),
+            )
+        layer.weight, layer.bias = conv.weight, conv.bias
+        layer.quantizer = find_quantizer(quantizer)(widths, signed=signed, **(options or {}))
+        layer.quantizer.to(conv.weight.device)
+        return layer.train(conv.training)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return self.quantizer.widths
+
+    def forward(self, x: Tensor, choice: Tensor | None = None) -> Tensor:
+        """Runs every image at its width.
+
+        Args:
+            x: ``[N, C, H, W]``.
+            choice: one-hot ``[N, K]``. Not needed with one width, nor inside a converted model,
+                whose router gives it.
+
+        Raises:
+            UserError: if there are several widths and no one-hot choice of the right shape.
+        """
+        if x.dim() != 4:
+            raise UserError(f"QuantConv2d takes [N, C, H, W], not a tensor of {x.dim()} dimensions")
+        choice, groups = self._routing(x, choice)
+        self.quantizer.prepare(self.weight, x)
+        weights = self.quantizer.quantize_weight(self.weight)
+        bias = self.bias
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weights = x.to(dtype), tuple(w.to(dtype) for w in weights)
+            bias = None if bias is None else bias.to(dtype)
+        if self.padding_mode != "zeros":  # such padding repeats inputs, so it may come first
+            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        return routed_conv2d(x, choice, weights, bias, groups, self.geometry, self.quantizer)
+
+    def _routing(self, x: Tensor, choice: Tensor | None) -> tuple[Tensor | None, Groups]:
+        if len(self.widths) == 1:
+            return None, Groups(torch.empty(len(x), device="meta"), (len(x),))
+        if choice is None:
+            if self.router is None or self.column is None:
+                raise UserError(
+                    f"a layer with widths {self.widths} needs a choice [N, {len(self.widths)}]"
+                )
+            return self.router.column(self.column)
+        check_one_hot(choice, (len(x), len(self.widths)))
+        return choice, Groups.of(choice)
+
+
+def check_one_hot(choice: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises UserError unless ``choice`` has the shape and one 1 among zeros on its last axis."""
+    if choice.shape != shape:
+        raise UserError(f"the choice has shape {list(choice.shape)}, it must be {list(shape)}")
+    values = choice.detach()
+    if not bool((((values == 0) | (values == 1)).all(-1) & (values.sum(-1) == 1)).all()):
+        raise UserError("the choice must be one-hot: one 1 per image and layer, else zeros")

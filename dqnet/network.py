@@ -1,0 +1,151 @@
+"""A converted network: the backbone, its router and the controller that fills it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dqnet.controller import Controller
+from dqnet.layers.conv import check_one_hot
+from dqnet.layers.router import Router
+
+#: a converted backbone's parameter names begin with it
+BACKBONE_PREFIX = "backbone."
+
+
+class Output(NamedTuple):
+    """What a converted model returns: logits ``[N, C]`` and the routing ``[N, L, K]``."""
+
+    logits: Tensor
+    routing: Tensor
+
+
+class ScoredOutput(NamedTuple):
+    """:class:`Output` with the controller's scores ``[N, L, K]``, which the training loss reads."""
+
+    logits: Tensor
+    routing: Tensor
+    scores: Tensor
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One layer of a converted network.
+
+    Attributes:
+        name: its module name in the float model.
+        role: ``"full"`` precision, ``"static"`` or ``"routed"``.
+        widths: its candidate widths; ``(32,)`` in full precision.
+        macs: multiply-accumulates for one image.
+    """
+
+    name: str
+    role: str
+    widths: tuple[int, ...]
+    macs: int
+
+
+class QuantizedModel(nn.Module):
+    """What :func:`dqnet.quantize` returns.
+
+    Attributes:
+        backbone: the converted model.
+        controller: ``None`` in a static network.
+        layers: every convolution and fully connected layer, in execution order.
+        widths: the candidate widths of the routed layers (of all layers in a static network).
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        controller: Controller | None,
+        split_point: str | None,
+        layers: tuple[LayerInfo, ...],
+        widths: tuple[int, ...],
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.controller = controller
+        self.split_point = split_point
+        self.layers = layers
+        self.widths = widths
+        self._router = Router()
+        self._forced: Tensor | None = None
+        self._scores: Tensor | None = None
+        self._used: Tensor | None = None
+        for column, layer in enumerate(self.routed_layers):
+            module = backbone.get_submodule(layer.name)
+            module.router, module.column = self._router, column
+        if controller is not None and split_point is not None:
+            backbone.get_submodule(split_point).register_forward_hook(self._after_split_point)
+        squares = [[w * w * layer.macs for w in widths] for layer in self.routed_layers]
+        costs = torch.tensor(squares, dtype=torch.int64).reshape(-1, len(widths))
+        self.register_buffer("routed_costs", costs, persistent=False)
+        self.register_load_state_dict_pre_hook(_accept_float_state_dict)
+
+    @property
+    def routed_layers(self) -> tuple[LayerInfo, ...]:
+        """The layers whose width is chosen per image; the routing's second axis."""
+        return tuple(layer for layer in self.layers if layer.role == "routed")
+
+    def forward(
+        self, images: Tensor, routing: Tensor | None = None, with_scores: bool = False
+    ) -> Output | ScoredOutput:
+        """Classifies images, each at its own widths.
+
+        Args:
+            images: ``[N, C, H, W]``.
+            routing: one-hot ``[N, L, K]`` to run with instead of the controller's own.
+            with_scores: return the controller's scores as well.
+
+        Returns:
+            Logits and the routing used; in a static network L is 0.
+        """
+        shape = (len(images), len(self.routed_layers), len(self.widths))
+        if routing is not None:
+            check_one_hot(routing, shape)
+        used = scores = images.new_zeros(shape)
+        self._forced = routing
+        try:
+            if self.controller is not None and self.split_point is None:
+                self._run_controller(images)
+            logits = self.backbone(images)
+            if self.controller is not None:
+                used, scores = self._used, self._scores
+        finally:
+            self._router.close()
+            self._forced = self._scores = self._used = None
+        return ScoredOutput(logits, used, scores) if with_scores else Output(logits, used)
+
+    def _after_split_point(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        if self._scores is None:  # a module that is called again does not route again
+            self._run_controller(output)
+
+    def _run_controller(self, features: Tensor) -> None:
+        self._scores = self.controller(features)
+        forced = self._forced
+        self._used = self.controller.route(self._scores) if forced is None else forced
+        self._router.open(self._used)
+
+
+def _accept_float_state_dict(
+    model: QuantizedModel, state_dict: dict[str, Any], prefix: str, *args: Any
+) -> None:
+    """Lets ``load_state_dict`` take the float model's own state dict, as before conversion.
+
+    What the float model lacks (the controller, quantizer parameters) keeps its values, except that
+    quantizers initialise themselves again from the new weights.
+    """
+    own = model.state_dict(prefix=prefix)
+    theirs = [key for key in state_dict if key.startswith(prefix)]
+    if not theirs or any(key.startswith(prefix + BACKBONE_PREFIX) for key in theirs):
+        return
+    for key in theirs:
+        state_dict[prefix + BACKBONE_PREFIX + key[len(prefix) :]] = state_dict.pop(key)
+    for key, value in own.items():
+        if ".quantizer." in key or key.startswith(prefix + "controller."):
+            fresh = key.endswith(".quantizer.initialized")
+            state_dict.setdefault(key, torch.zeros_like(value) if fresh else value)

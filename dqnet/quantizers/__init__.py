@@ -1,0 +1,45 @@
+"""Number formats, one file per published method. A new one is a new file in this folder."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from dqnet.errors import unknown_name
+from dqnet.quantizers.base import MAX_WIDTH, MIN_WIDTH, Quantizer, check_widths
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+from dqnet.quantizers.dorefa import DoReFa, dorefa_activation, dorefa_weight  # noqa: E402
+from dqnet.quantizers.lsq import LSQ, lsq  # noqa: E402
+from dqnet.quantizers.pact import PACT, pact_activation  # noqa: E402
+
+
+def find_quantizer(quantizer: str | type[Quantizer]) -> type[Quantizer]:
+    """The class of a name; a class is returned as it is.
+
+    Raises:
+        UserError: for a name that no quantizer has; it lists the nearest valid ones.
+    """
+    if isinstance(quantizer, str):
+        if quantizer not in Quantizer.registry:
+            raise unknown_name("quantizer", quantizer, Quantizer.registry)
+        return Quantizer.registry[quantizer]
+    return quantizer
+
+
+__all__ = [
+    "LSQ",
+    "MAX_WIDTH",
+    "MIN_WIDTH",
+    "PACT",
+    "DoReFa",
+    "Quantizer",
+    "check_widths",
+    "dorefa_activation",
+    "dorefa_weight",
+    "find_quantizer",
+    "lsq",
+    "pact_activation",
+]

@@ -1,0 +1,105 @@
+"""What every number format offers to a layer, and the register of their names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dqnet.errors import UserError
+
+MIN_WIDTH, MAX_WIDTH = 1, 16
+
+
+def check_widths(widths: Sequence[int]) -> tuple[int, ...]:
+    """Returns ``widths`` as a tuple if they are ascending bit-widths from 1 to 16.
+
+    Raises:
+        UserError: if they are empty, not integers, out of range, unsorted or repeated.
+    """
+    given = list(widths)
+    if not given:
+        raise UserError("widths is empty; give at least one bit-width, e.g. (2, 3, 4)")
+    for width in given:
+        if isinstance(width, bool) or not isinstance(width, int):
+            raise UserError(f"width {width!r} is not an integer; widths are bits, e.g. (2, 3, 4)")
+        if width == 32:
+            raise UserError(
+                "width 32 is full precision, which is the unconverted model (quant=none); "
+                f"widths go from {MIN_WIDTH} to {MAX_WIDTH}"
+            )
+        if not MIN_WIDTH <= width <= MAX_WIDTH:
+            raise UserError(f"width {width} is out of range; valid: {MIN_WIDTH} to {MAX_WIDTH}")
+    if given != sorted(set(given)):
+        right = tuple(sorted(set(given)))
+        raise UserError(
+            f"widths {tuple(given)} must be ascending and without repeats, e.g. {right}"
+        )
+    return tuple(given)
+
+
+class Quantizer(nn.Module):
+    """The number format of one layer: of its weight and of its input, at each of K widths.
+
+    A subclass names itself in its class statement, ``class DoReFa(Quantizer, name="dorefa")``;
+    a file in this folder is found by that name with no further registration.
+
+    Args:
+        widths: ascending bit-widths, each from 1 to 16.
+        signed: whether the layer's input can be negative.
+    """
+
+    registry: ClassVar[dict[str, type[Quantizer]]] = {}
+    #: names of parameters that are regularised by a weight decay of their own
+    decayed: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if name is not None:
+            Quantizer.registry[name] = cls
+
+    def __init__(self, widths: Sequence[int], signed: bool = False) -> None:
+        super().__init__()
+        self.widths = check_widths(widths)
+        self.signed = signed
+
+    def prepare(self, weight: Tensor, x: Tensor) -> None:
+        """Sets what depends on data, once, before the first forward pass. Nothing by default.
+
+        Args:
+            weight: the layer's weight.
+            x: the layer's first input, ``[N, ...]``, the whole batch whatever its routing.
+        """
+
+    def quantize_weight(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """The weight at every width: K tensors of its shape, differentiable."""
+        raise NotImplementedError
+
+    def quantize_input(self, x: Tensor, width: int) -> Tensor:
+        """The input at one of the widths: a tensor of the shape of ``x``, differentiable."""
+        raise NotImplementedError
+
+    def input_parameters(self) -> list[nn.Parameter]:
+        """The parameters that :meth:`quantize_input` depends on."""
+        return []
+
+    def extra_repr(self) -> str:
+        return f"widths={self.widths}, signed={self.signed}"
+
+
+class RoundToLevels(torch.autograd.Function):
+    """``Q``: the nearest of the ``levels + 1`` equally spaced values of [0, 1].
+
+    The straight-through estimator of DoReFa, eq. 5: the gradient passes unchanged, so nothing is
+    kept for the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, unit: Tensor, levels: int) -> Tensor:
+        return (unit * levels).round_().div_(levels)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None

@@ -1,0 +1,89 @@
+"""DoReFa-Net: Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth Gradients.
+
+Zhou et al., 2016, https://arxiv.org/abs/1606.06160. Weights: eq. 7 (one bit) and eq. 9;
+activations: eq. 10; gradients: the straight-through estimator, eq. 5.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dqnet.quantizers.base import Quantizer, RoundToLevels
+
+
+class _SignTimesMean(torch.autograd.Function):
+    """One bit: sign(w) · E|w|, with the gradient passed unchanged (eq. 7)."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        # sign(0) is taken as +1: a weight has two values, and zero is neither of them.
+        mean = weight.abs().mean()
+        return torch.where(weight >= 0, mean, -mean)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+class _ClipAndRound(torch.autograd.Function):
+    """Q(clip(x, 0, 1)), or its signed form on [-1, 1]; the gradient is that of the clip."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, levels: int, signed: bool) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.low = -1.0 if signed else 0.0
+        if not signed:
+            return x.clamp(0, 1).mul_(levels).round_().div_(levels)
+        half = levels / 2
+        return x.clamp(-1, 1).add_(1).mul_(half).round_().div_(half).sub_(1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        return grad * ((x >= ctx.low) & (x <= 1)), None, None
+
+
+def dorefa_weight(weight: Tensor, width: int) -> Tensor:
+    """2 · Q(tanh w / (2 · max|tanh w|) + ½) − 1; at one bit sign(w) · mean|w|.
+
+    Args:
+        weight: any shape; the maximum and the mean are over the whole tensor.
+        width: bits, 1 to 16.
+
+    Returns:
+        A tensor of the same shape: ``2**width`` values in [-1, 1], at one bit ±mean|w|.
+    """
+    return DoReFa((width,)).quantize_weight(weight)[0]
+
+
+def dorefa_activation(x: Tensor, width: int, signed: bool = False) -> Tensor:
+    """Q(clip(x, 0, 1)), ``2**width`` values in [0, 1].
+
+    The signed form uses the map that the paper uses for weights: 2 · Q(clip(x, −1, 1)/2 + ½) − 1.
+    """
+    return _ClipAndRound.apply(x, 2**width - 1, signed)
+
+
+class DoReFa(Quantizer, name="dorefa"):
+    """DoReFa's weights and activations; it has no parameters."""
+
+    def quantize_weight(self, weight: Tensor) -> tuple[Tensor, ...]:
+        unit = None
+        quantized = []
+        for width in self.widths:
+            if width == 1:
+                quantized.append(_SignTimesMean.apply(weight))
+                continue
+            if unit is None:  # the same for every width, so computed once
+                squashed = weight.tanh()
+                # An all-zero weight has no largest value; the floor keeps it from becoming NaN.
+                largest = squashed.abs().max().clamp_min(torch.finfo(weight.dtype).tiny)
+                unit = squashed / (2 * largest) + 0.5
+            quantized.append(2 * RoundToLevels.apply(unit, 2**width - 1) - 1)
+        return tuple(quantized)
+
+    def quantize_input(self, x: Tensor, width: int) -> Tensor:
+        return dorefa_activation(x, width, self.signed)

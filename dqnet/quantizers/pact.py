@@ -1,0 +1,86 @@
+"""PACT: Parameterized Clipping Activation for Quantized Neural Networks.
+
+Choi et al., 2018, https://arxiv.org/abs/1805.06085. Activations: eqs. 1 and 2; the gradient to the
+clipping value α: eq. 3. Weights are DoReFa's, as in the paper's experiments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dqnet.errors import UserError
+from dqnet.quantizers.dorefa import DoReFa
+
+#: α is a scale and has to stay above zero, wherever the optimizer takes it.
+SMALLEST_ALPHA = 1e-4
+
+
+class _ClipAtAlpha(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alpha: Tensor, levels: int, signed: bool) -> Tensor:
+        ctx.save_for_backward(x, alpha)
+        ctx.signed = signed
+        top = alpha.clamp_min(SMALLEST_ALPHA)
+        if not signed:
+            return x.div(top).clamp_(0, 1).mul_(levels).round_().mul_(top / levels)
+        half = levels / 2
+        unit = x.div(top).clamp_(-1, 1).add_(1)
+        return unit.mul_(half).round_().sub_(half).mul_(top / half)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x, alpha = ctx.saved_tensors
+        top = alpha.clamp_min(SMALLEST_ALPHA)
+        above = x >= top
+        below = x <= -top if ctx.signed else x < 0
+        grad_alpha = (grad * above).sum()
+        if ctx.signed:
+            grad_alpha = grad_alpha - (grad * below).sum()
+        return grad * ~(above | below), grad_alpha, None, None
+
+
+def pact_activation(x: Tensor, alpha: Tensor, width: int, signed: bool = False) -> Tensor:
+    """round(y · (2ᵇ − 1)/α) · α/(2ᵇ − 1) with y = clip(x, 0, α).
+
+    Args:
+        x: any shape.
+        alpha: the clipping value, a scalar tensor above 0. Its gradient is that of every element
+            at or above α (and, in the signed form, minus that of every element at or below −α).
+        width: bits, 1 to 16.
+        signed: clip to [−α, α] and place the ``2**width`` values evenly from −α to α.
+
+    Returns:
+        A tensor of the shape of ``x``.
+    """
+    return _ClipAtAlpha.apply(x, alpha, 2**width - 1, signed)
+
+
+class PACT(DoReFa, name="pact"):
+    """DoReFa's weights, and activations clipped at a learned α, one per layer.
+
+    Args:
+        widths: ascending bit-widths, each from 1 to 16.
+        signed: whether the layer's input can be negative.
+        alpha_init: α before training, above 0. The paper starts high and lets the regularisation
+            of α (``quant.parameter_decay``) bring it down.
+    """
+
+    decayed = ("alpha",)
+
+    def __init__(
+        self, widths: Sequence[int], signed: bool = False, alpha_init: float = 8.0
+    ) -> None:
+        super().__init__(widths, signed)
+        if alpha_init <= 0:
+            raise UserError(f"alpha_init {alpha_init} must be above 0")
+        self.alpha = nn.Parameter(torch.tensor(float(alpha_init)))
+
+    def quantize_input(self, x: Tensor, width: int) -> Tensor:
+        return pact_activation(x, self.alpha, width, self.signed)
+
+    def input_parameters(self) -> list[nn.Parameter]:
+        return [self.alpha]

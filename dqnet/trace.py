@@ -118,9 +118,11 @@ def _noisy_norms(model: nn.Module, generator: torch.Generator) -> Iterator[None]
     saved = []
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
-            for parameter in (module.weight, module.bias):
+            # Shifts move more than scales: the mean of a SiLU is negative only where they are.
+            for parameter, amount in ((module.weight, 0.5), (module.bias, 2.0)):
                 saved.append((parameter, parameter.detach().clone()))
-                parameter += 2 * torch.randn(parameter.shape, generator=generator).to(parameter)
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter += amount * noise.to(parameter)
     try:
         yield
     finally:

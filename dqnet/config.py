@@ -145,3 +145,31 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+
+
+@dataclass
+class EvalDataConfig:
+    """What may differ from training; ``None`` keeps the checkpoint's own."""
+
+    root: str | None = None
+    batch_size: int | None = None
+    workers: int | None = None
+
+
+@dataclass
+class EvalTrainerConfig:
+    """Likewise."""
+
+    device: str | None = None
+    precision: str | None = None
+
+
+@dataclass
+class EvalConfig:
+    """What eval.py reads beside the checkpoint."""
+
+    checkpoint: str | None = None  # a file, or a run folder (its best.pt)
+    split: str = "test"  # or val: the held-out part of the training images
+    output: str | None = None  # a folder; None: the checkpoint's
+    data: EvalDataConfig = field(default_factory=EvalDataConfig)
+    trainer: EvalTrainerConfig = field(default_factory=EvalTrainerConfig)

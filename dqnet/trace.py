@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 #: a fixed seed: converting the same model twice gives the same result
 PROBE_SEED = 0
+#: images of the pass, at least: a squeeze-and-excite layer sees only a few numbers of each
+PROBE_IMAGES = 8
 
 
 @dataclass
@@ -50,13 +52,15 @@ class Trace:
 def trace_model(model: nn.Module, sample_input: Tensor) -> Trace:
     """Runs ``model`` once on noise of the shape of ``sample_input`` and records its layers.
 
-    Noise, and noise on the affine parameters of the normalisation layers, because signs are asked
-    for: a sample of zeros, or a block whose last scale starts at zero (as in many residual
-    networks), would hide that a layer's input can be negative. The model is left as it was.
+    Noise, also in place of what the normalisation layers see and on their affine parameters,
+    because signs are asked for: a sample of zeros, or a block whose last scale starts at zero (as
+    in many residual networks), would hide that a layer's input can be negative. The model is left
+    as it was.
 
     Args:
         model: any module that takes ``sample_input``.
-        sample_input: ``[N, C, H, W]``; its shape, type and device are used, not its values.
+        sample_input: ``[N, C, H, W]``; its shape, type and device are used, not its values. Few
+            images become :data:`PROBE_IMAGES`, so that one lucky draw hides no sign.
     """
     trace = Trace()
     clock = iter(range(10**9))
@@ -83,7 +87,8 @@ def trace_model(model: nn.Module, sample_input: Tensor) -> Trace:
             module.register_forward_hook(lambda m, args, out, name=name: leave(name, m, out))
         )
     generator = torch.Generator().manual_seed(PROBE_SEED)
-    noise = torch.randn(sample_input.shape, generator=generator).to(sample_input)
+    shape = max(len(sample_input), PROBE_IMAGES), *sample_input.shape[1:]
+    noise = torch.randn(shape, generator=generator).to(sample_input)
     try:
         with torch.no_grad(), _evaluating(model), _noisy_norms(model, generator):
             model(noise)
@@ -114,17 +119,35 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _noisy_norms(model: nn.Module, generator: torch.Generator) -> Iterator[None]:
-    """Adds noise to every batch norm's scale and shift, for as long as it is open."""
-    saved = []
+    """For as long as it is open, batch norms see noise and have noise on their scale and shift.
+
+    Running statistics do not fit the probe: with them values would grow from layer to layer, up to
+    overflow, and SiLU of a large number is never below zero.
+    """
+
+    def see_noise(module: nn.Module, args: tuple[Tensor, ...]) -> Tensor:
+        (x,) = args
+        per_channel = *x.shape[:2], *[1] * (x.dim() - 2)
+        noise = torch.randn(x.shape, generator=generator)
+        noise += torch.randn(per_channel, generator=generator)
+        noise = noise.to(x)
+        if module.running_mean is None:
+            return noise
+        to_channels = (-1, *per_channel[2:])
+        spread = (module.running_var + module.eps).sqrt().view(to_channels)
+        return (noise * spread + module.running_mean.view(to_channels)).to(x)
+
+    saved, handles = [], []
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
-            # Shifts move more than scales: the mean of a SiLU is negative only where they are.
-            for parameter, amount in ((module.weight, 0.5), (module.bias, 2.0)):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            handles.append(module.register_forward_pre_hook(see_noise))
+            for parameter in module.parameters(recurse=False):
                 saved.append((parameter, parameter.detach().clone()))
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter += amount * noise.to(parameter)
+                parameter += 2 * torch.randn(parameter.shape, generator=generator).to(parameter)
     try:
         yield
     finally:
+        for handle in handles:
+            handle.remove()
         for parameter, value in saved:
             parameter.copy_(value)

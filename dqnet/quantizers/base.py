@@ -63,7 +63,10 @@ class Quantizer(nn.Module):
     def __init__(self, widths: Sequence[int], signed: bool = False) -> None:
         super().__init__()
         self.widths = check_widths(widths)
-        self.signed = signed
+        # A buffer, so that a checkpoint says which form it was trained in; and a plain value beside
+        # it, to spare a device read per pass.
+        self.register_buffer("signed_form", torch.tensor(bool(signed)))
+        self.signed = bool(signed)
 
     def prepare(self, weight: Tensor, x: Tensor) -> None:
         """Sets what depends on data, once, before the first forward pass. Nothing by default.
@@ -87,6 +90,10 @@ class Quantizer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"widths={self.widths}, signed={self.signed}"
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.signed = bool(self.signed_form)
 
 
 class RoundToLevels(torch.autograd.Function):

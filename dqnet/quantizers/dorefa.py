@@ -79,8 +79,10 @@ class DoReFa(Quantizer, name="dorefa"):
                 continue
             if unit is None:  # the same for every width, so computed once
                 squashed = weight.tanh()
-                # An all-zero weight has no largest value; the floor keeps it from becoming NaN.
-                largest = squashed.abs().max().clamp_min(torch.finfo(weight.dtype).tiny)
+                # Dividing an all-zero weight by its largest value would be NaN; by a tiny one
+                # instead, its gradient would be infinite.
+                largest = squashed.abs().max()
+                largest = torch.where(largest > 0, largest, 1)
                 unit = squashed / (2 * largest) + 0.5
             quantized.append(2 * RoundToLevels.apply(unit, 2**width - 1) - 1)
         return tuple(quantized)

@@ -1,0 +1,21 @@
+"""Data sets and how they are fed to the network.
+
+A data set is a function ``load(config) -> Splits`` in a file of its own here, and a file in
+``conf/data`` that names it.
+"""
+
+from dqnet.data.batching import loaders
+from dqnet.data.load import load_data
+from dqnet.data.loader import Loader, Loaders
+from dqnet.data.splits import ImageArray, ImageFiles, Part, Splits
+
+__all__ = [
+    "ImageArray",
+    "ImageFiles",
+    "Loader",
+    "Loaders",
+    "Part",
+    "Splits",
+    "load_data",
+    "loaders",
+]

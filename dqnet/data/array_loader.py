@@ -1,0 +1,73 @@
+"""Batches of images that are in memory as uint8 pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from dqnet.data.augment import crop, flip
+from dqnet.data.loader import Loader
+from dqnet.data.order import BatchOrder
+from dqnet.data.splits import ImageArray
+
+
+class ArrayLoader(Loader):
+    """Gathers, augments and normalises whole batches on the device that holds the pixels.
+
+    Training (an order with a seed) takes random crops and flips; the random numbers are drawn on
+    the CPU, so that every device sees the same batches. Evaluation leaves the images as they are.
+
+    Args:
+        array: the images.
+        order: which of them, in which batches.
+        mean: per channel, of pixels in [0, 1].
+        std: likewise.
+        crop_padding: rows and columns of zeros on every side before a random crop; 0: no crop.
+        flip: mirror images left and right with probability 1/2.
+    """
+
+    def __init__(
+        self,
+        array: ImageArray,
+        order: BatchOrder,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        crop_padding: int = 0,
+        flip: bool = False,
+    ) -> None:
+        super().__init__(order)
+        self.array = array
+        self.crop_padding = crop_padding
+        self.flip = flip
+        device = array.images.device
+        self.mean = torch.tensor(mean, device=device).view(-1, 1, 1)
+        self.std = torch.tensor(std, device=device).view(-1, 1, 1)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        images, labels = self.array.images, self.array.labels
+        augment = self._augmentation() if self.order.seed is not None else None
+        for share in self.order.batches():
+            index = share.to(images.device)
+            pixels = images.index_select(0, index)
+            if augment is not None:
+                tops, lefts, flipped = augment[share].to(images.device).unbind(1)
+                if self.crop_padding:
+                    pixels = crop(pixels, tops, lefts, self.crop_padding)
+                if self.flip:
+                    pixels = flip(pixels, flipped.bool())
+            yield pixels.float().div_(255).sub_(self.mean).div_(self.std), labels[index]
+
+    def _augmentation(self) -> torch.Tensor:
+        """Row, column and flip of every image in this epoch: int64 ``[N, 3]``.
+
+        One draw per image of the set, not per image of the batch: an image's crop is then the
+        same in whichever process it lands.
+        """
+        generator = self.order.generator(stream=1)
+        offsets = torch.randint(
+            2 * self.crop_padding + 1, (len(self.array), 2), generator=generator
+        )
+        flipped = torch.randint(2, (len(self.array), 1), generator=generator)
+        return torch.cat([offsets, flipped], dim=1)

@@ -1,0 +1,139 @@
+"""Batches of images that are decoded from files in every epoch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch.utils.data import DataLoader, Dataset
+
+from dqnet.data.decode import read_image
+from dqnet.data.loader import Loader
+from dqnet.data.order import BatchOrder, mixed_seed
+from dqnet.data.splits import ImageFiles
+from dqnet.errors import UserError
+
+Key = tuple[list[int], int]  # image indices and epoch
+
+
+class FileLoader(Loader):
+    """Decodes and transforms in ``workers`` processes, with timm's ImageNet transforms.
+
+    Training (an order with a seed): random resized crop, colour jitter and, if ``flip``, random
+    mirroring. Evaluation: resize the shorter side to ``size / 0.875`` and crop the centre.
+
+    Args:
+        files: the images.
+        order: which of them, in which batches.
+        size: side of the square images for the network, in pixels.
+        mean: per channel, of pixels in [0, 1].
+        std: likewise.
+        flip: mirror training images left and right with probability 1/2.
+        workers: processes; 0: decode in this one.
+        device: where the batches go; ``None``: they stay on the CPU.
+    """
+
+    def __init__(
+        self,
+        files: ImageFiles,
+        order: BatchOrder,
+        *,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        flip: bool = False,
+        workers: int = 0,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__(order)
+        self.device = device or torch.device("cpu")
+        transform = create_transform(
+            size,
+            is_training=order.seed is not None,
+            hflip=0.5 if flip else 0.0,
+            mean=tuple(mean),
+            std=tuple(std),
+        )
+        self.batches = DataLoader(
+            _TransformedBatches(files, transform, order.seed),
+            sampler=_Keys(order),
+            batch_size=None,  # the sampler yields whole batches
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=self.device.type == "cuda",
+            # Without a generator of its own the DataLoader draws from the global one.
+            generator=torch.Generator(),
+        )
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for batch in self.batches:
+            if isinstance(batch, str):
+                raise UserError(batch)
+            images, labels = batch
+            yield (
+                images.to(self.device, non_blocking=True),
+                labels.to(self.device, non_blocking=True),
+            )
+
+
+class _Keys:
+    """What the worker processes are asked for: it carries the epoch, which they cannot know."""
+
+    def __init__(self, order: BatchOrder) -> None:
+        self.order = order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[Key]:
+        return ((share.tolist(), self.order.epoch) for share in self.order.batches())
+
+
+class _TransformedBatches(Dataset):
+    """Maps a key to a batch, or to the message of the error that a file caused.
+
+    The message is a value because the DataLoader turns a raised error into a page of traceback.
+    """
+
+    def __init__(
+        self,
+        files: ImageFiles,
+        transform: Callable[[Image.Image], torch.Tensor],
+        seed: int | None,
+    ) -> None:
+        self.files = files
+        self.transform = transform
+        self.seed = seed
+
+    def __getitem__(self, key: Key) -> tuple[torch.Tensor, torch.Tensor] | str:
+        indices, epoch = key
+        try:
+            images = torch.stack([self._image(index, epoch) for index in indices])
+        except UserError as error:
+            return str(error)
+        return images, self.files.labels[indices]
+
+    def _image(self, index: int, epoch: int) -> torch.Tensor:
+        image = read_image(self.files.paths[index])
+        if self.seed is None:
+            return self.transform(image)
+        with _global_seed(mixed_seed(self.seed, epoch, index)):
+            return self.transform(image)
+
+
+@contextmanager
+def _global_seed(seed: int) -> Iterator[None]:
+    """Seed the global generators that timm's transforms draw from, then put them back."""
+    python_state = random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        # torch.manual_seed would queue a CUDA seeding at every call until CUDA starts.
+        torch.default_generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)

@@ -1,0 +1,88 @@
+"""Any data set with one folder per class: ``ROOT/train/CLASS/*`` and ``ROOT/test/CLASS/*``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torchvision.datasets import ImageFolder
+
+from dqnet.config import DataConfig
+from dqnet.data.decode import read_images
+from dqnet.data.splits import ImageArray, ImageFiles, Part, Splits
+from dqnet.errors import UserError
+
+MAX_CACHE_BYTES = 8 * 2**30
+
+
+def load(config: DataConfig) -> Splits:
+    """Images under ``config.root``, of ``config.size`` x ``config.size`` pixels, RGB.
+
+    The test part is ``test/`` or else ``val/`` (ImageNet's name for it). Classes are numbered in
+    alphabetical order. ``config.cache`` decodes every file once and keeps the pixels.
+
+    Raises:
+        UserError: a folder is null, missing, without classes or without images, the classes of
+            the parts differ, a file is damaged, or the pixels to cache are more than 8 GiB.
+    """
+    if config.root is None:
+        raise UserError("give the folder of the images with data.root=PATH")
+    root = Path(config.root).expanduser()
+    if not root.is_dir():
+        raise UserError(f"data.root {root} is not a folder")
+    train_folder = root / "train"
+    if not train_folder.is_dir():
+        raise UserError(f"{root} has no folder train/ (expected: train/CLASS/* and test/CLASS/*)")
+    test_folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+    if test_folder is None:
+        raise UserError(f"{root} has neither a folder test/ nor val/")
+
+    class_names, train = _scan(train_folder)
+    test_class_names, test = _scan(test_folder)
+    if class_names != test_class_names:
+        raise UserError(
+            f"the classes of {train_folder} and {test_folder} differ; only in one of them: "
+            + _few(sorted(set(class_names) ^ set(test_class_names)))
+        )
+    size = config.size
+    num_bytes = 3 * size**2 * (len(train) + len(test))
+    if config.cache and num_bytes > MAX_CACHE_BYTES:
+        raise UserError(
+            f"{len(train) + len(test)} images of {size} x {size} take {num_bytes / 2**30:.1f} GiB "
+            "in memory; use data.cache=false or a smaller data.size"
+        )
+    return Splits(
+        train=_cached(train, size) if config.cache else train,
+        test=_cached(test, size) if config.cache else test,
+        num_classes=len(class_names),
+        class_names=class_names,
+        image_shape=(3, size, size),
+    )
+
+
+def _scan(folder: Path) -> tuple[tuple[str, ...], ImageFiles]:
+    """The class names of a part and its files."""
+    try:
+        found = ImageFolder(str(folder), allow_empty=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} has no class folders") from error
+    if not found.samples:
+        raise UserError(f"{folder} has no images (looked for {', '.join(found.extensions)})")
+    labels = torch.tensor(found.targets)
+    counts = labels.bincount(minlength=len(found.classes)).tolist()
+    empty = [name for name, count in zip(found.classes, counts, strict=True) if count == 0]
+    if empty:
+        raise UserError(f"{folder} has class folders without images: {_few(empty)}")
+    return tuple(found.classes), ImageFiles(tuple(path for path, _ in found.samples), labels)
+
+
+def _cached(files: ImageFiles, size: int) -> Part:
+    return ImageArray(read_images(files.paths, size), files.labels)
+
+
+def _few(names: Iterable[str]) -> str:
+    """The names, or the first five of them and the number of the others."""
+    names = list(names)
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more

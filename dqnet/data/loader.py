@@ -1,0 +1,52 @@
+"""The interface of the batch loaders; :func:`dqnet.data.loaders` makes them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from dqnet.data.order import BatchOrder
+
+
+class Loader(ABC):
+    """Batches of ``(images, labels)``.
+
+    Images are float32 ``[B, C, H, W]``, ``(pixel / 255 - mean) / std`` per channel; labels are
+    int64 ``[B]``. The order and the augmentation depend on (seed, epoch) alone: not on what ran
+    before, on the global random state, on the number of workers or on the number of processes.
+
+    Attributes:
+        order: which images make up which batch; ``torch.cat(loader.order.batches())`` gives the
+            index of each image that a pass yields in this process.
+    """
+
+    def __init__(self, order: BatchOrder) -> None:
+        self.order = order
+
+    def __len__(self) -> int:
+        """Number of batches of this process."""
+        return len(self.order)
+
+    @property
+    def num_samples(self) -> int:
+        """Images in one pass, over all processes."""
+        return self.order.num_samples
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next pass, from 0; no effect on evaluation."""
+        self.order.epoch = epoch
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Loaders:
+    """The loaders of one data set; ``val`` is ``None`` when ``data.val_fraction`` is 0."""
+
+    train: Loader
+    val: Loader | None
+    test: Loader

@@ -1,0 +1,78 @@
+"""From a configuration to a model: create, load, convert."""
+
+from __future__ import annotations
+
+import timm
+import torch
+from torch import nn
+
+from dqnet.config import ModelConfig, QuantConfig
+from dqnet.convert import quantize
+from dqnet.engine.weights import load_float_weights
+from dqnet.errors import UserError, unknown_name
+
+
+def build_model(
+    model: ModelConfig,
+    quant: QuantConfig,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    load_weights: bool = True,
+) -> nn.Module:
+    """A float model, or a converted one if ``quant.quantizer`` names a quantizer.
+
+    Args:
+        model: which timm model, and its float weights.
+        quant: how to convert it.
+        num_classes: outputs of the classifier.
+        image_shape: ``(C, H, W)`` of the images.
+        load_weights: whether to read pretrained weights, which a model that is about to load its
+            own checkpoint does not need.
+    """
+    float_model = create_float_model(model, num_classes, image_shape[0], load_weights)
+    if load_weights and model.checkpoint_path is not None:
+        load_float_weights(float_model, model.checkpoint_path)
+    if quant.quantizer is None:
+        return float_model
+    return quantize(
+        float_model,
+        torch.zeros(1, *image_shape),
+        widths=quant.widths,
+        quantizer=quant.quantizer,
+        shared_until=quant.shared_until,
+        static_width=quant.static_width,
+        full_precision=quant.full_precision,
+        static=quant.static,
+        options=dict(quant.options),
+        controller=quant.controller,
+    )
+
+
+def create_float_model(
+    config: ModelConfig, num_classes: int, in_chans: int, load_weights: bool = True
+) -> nn.Module:
+    """A timm model by name.
+
+    Raises:
+        UserError: for an unknown name, with the nearest valid ones, or an argument that the model
+            does not take.
+    """
+    name = config.name.partition(".")[0]
+    if not timm.is_model(name):
+        raise unknown_name("model", config.name, timm.list_models(), "(any timm model works)")
+    pretrained = config.pretrained and load_weights
+    try:
+        return timm.create_model(
+            config.name,
+            pretrained=pretrained,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            **config.args,
+        )
+    except TypeError as error:
+        raise UserError(f"model.args does not fit {config.name}: {error}") from error
+    except (RuntimeError, OSError) as error:
+        if not pretrained:
+            raise
+        line = str(error).splitlines()[0]
+        raise UserError(f"no pretrained weights for {config.name}: {line}") from error

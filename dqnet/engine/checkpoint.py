@@ -1,0 +1,89 @@
+"""Checkpoints: written atomically, read without running code, and the run they belong to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dqnet.config import TrainConfig
+from dqnet.engine.files import write_atomically
+from dqnet.engine.weights import read_checkpoint
+from dqnet.errors import UserError
+
+FORMAT = 1
+#: settings that change where or how a run runs, not what it computes
+CIRCUMSTANCES = (
+    "data.root",
+    "data.download",
+    "data.workers",
+    "trainer.device",
+    "trainer.progress",
+    "logger",
+)
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Writes a checkpoint; a crash meanwhile leaves the file that was there."""
+    content = {"format": FORMAT, **content}
+    write_atomically(path, lambda temporary: torch.save(content, temporary))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads one of this project's checkpoints.
+
+    Raises:
+        UserError: if the file is missing, damaged or somebody else's.
+    """
+    content = read_checkpoint(path)
+    if "config" not in content or "model" not in content:
+        raise UserError(
+            f"{path} was not written by train.py: it has no configuration "
+            "(float weights go into model.checkpoint_path)"
+        )
+    if content.get("format") != FORMAT:
+        raise UserError(
+            f"{path} has format {content.get('format')}; this version reads format {FORMAT}"
+        )
+    return content
+
+
+def config_of(content: dict[str, Any], path: Path) -> TrainConfig:
+    """The configuration that a checkpoint was trained with."""
+    try:
+        config = OmegaConf.merge(OmegaConf.structured(TrainConfig), content["config"])
+        return OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        line = str(error).splitlines()[0]
+        raise UserError(f"{path} holds a configuration of another version: {line}") from error
+
+
+def check_same_run(path: Path, stored: dict[str, Any], config: TrainConfig) -> None:
+    """Raises UserError if a folder's checkpoint was trained with other settings."""
+    before, now = _flatten(stored), _flatten(asdict(config))
+    differing = [
+        key
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+        and not any(key == c or key.startswith(f"{c}.") for c in CIRCUMSTANCES)
+    ]
+    if differing:
+        key = differing[0]
+        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+        raise UserError(
+            f"{path.parent} holds a run with {key}={before.get(key)}, not {now.get(key)}{more}: "
+            "choose another hydra.run.dir, or remove that folder"
+        )
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat

@@ -1,0 +1,165 @@
+"""One pass over a labelled set: what the network answered and what every image cost."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dqnet.cost import FULL_PRECISION_BITS, bit_flops, full_precision_bit_flops, mean_width
+from dqnet.engine.files import write_atomically
+from dqnet.network import LayerInfo, QuantizedModel
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of every image, on the CPU, in the order of the data.
+
+    Attributes:
+        labels, predictions: int64 ``[N]``.
+        in_top5: bool ``[N]``: whether the label is among the five best classes.
+        confidence: float64 ``[N]``: the probability of the predicted class.
+        losses: float64 ``[N]``: cross-entropy.
+        cost: float64 ``[N]``: Bit-FLOPs; ``None`` for a float model.
+        mean_widths: float64 ``[N]``: mean width over the routed layers; ``None`` likewise.
+        chosen: int64 ``[N, L]``: index of each routed layer's width.
+        widths: the candidate widths; empty for a float model.
+        layers: the network's layers; empty for a float model.
+    """
+
+    labels: Tensor
+    predictions: Tensor
+    in_top5: Tensor
+    confidence: Tensor
+    losses: Tensor
+    cost: Tensor | None
+    mean_widths: Tensor | None
+    chosen: Tensor
+    widths: tuple[int, ...]
+    layers: tuple[LayerInfo, ...]
+
+    @property
+    def routed_names(self) -> list[str]:
+        return [layer.name for layer in self.layers if layer.role == "routed"]
+
+    @cached_property
+    def histogram(self) -> Tensor:
+        """int64 ``[L, K]``: how many images ran each routed layer at each width."""
+        return F.one_hot(self.chosen, max(len(self.widths), 1)).sum(0)
+
+    @cached_property
+    def figures(self) -> dict[str, Any]:
+        """Percentages, Bit-FLOPs of the mean image and their spread, images at each width."""
+        cost = self.cost
+        spread = None if cost is None else cost.std(correction=0).item()
+        total = None
+        if cost is not None:
+            total = cost.mean().item() + full_precision_bit_flops(self.layers)
+        return {
+            "top1": self._percent(self.predictions == self.labels),
+            "top5": self._percent(self.in_top5),
+            "loss": self.losses.mean().item(),
+            "bit_flops": None if cost is None else cost.mean().item(),
+            "bit_flops_std": spread,
+            "bit_flops_total": total,
+            "mean_width": (
+                FULL_PRECISION_BITS if self.mean_widths is None else self.mean_widths.mean().item()
+            ),
+            "distinct_routings": len(self.chosen.unique(dim=0)) if self.chosen.shape[1] else 1,
+            "images": len(self.labels),
+            "width_counts": {
+                name: dict(zip(map(str, self.widths), counts, strict=True))
+                for name, counts in zip(self.routed_names, self.histogram.tolist(), strict=True)
+            },
+        }
+
+    @staticmethod
+    def _percent(hits: Tensor) -> float:
+        # Divided once, so that 8103 of 10000 is 81.03 and not its nearest neighbour.
+        return 100 * int(hits.sum()) / len(hits)
+
+    def write_csv(self, path: Path) -> None:
+        """One row per image; routed layers' widths stand under their module names."""
+        head = ["index", "label", "prediction", "correct", "confidence", "bit_flops"]
+        widths = torch.tensor(self.widths or [0])[self.chosen]
+        costs = [""] * len(self.labels) if self.cost is None else self.cost.tolist()
+
+        def write(temporary: Path) -> None:
+            with temporary.open("w", newline="") as file:
+                rows = csv.writer(file)
+                rows.writerow(head + self.routed_names)
+                columns = zip(
+                    self.labels.tolist(),
+                    self.predictions.tolist(),
+                    self.confidence.tolist(),
+                    costs,
+                    widths.tolist(),
+                    strict=True,
+                )
+                for i, (label, prediction, confidence, cost, row) in enumerate(columns):
+                    correct = int(label == prediction)
+                    rows.writerow([i, label, prediction, correct, confidence, cost, *row])
+
+        write_atomically(path, write)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    prepare: Callable[[Tensor], Tensor],
+    autocast: Callable[[], Any],
+) -> Evaluation:
+    """Runs every batch in evaluation mode, where the routing is the arg-max without noise.
+
+    Args:
+        model: a converted or a float model; its training mode is restored.
+        batches: pairs of images ``[B, C, H, W]`` and labels ``[B]``; at least one image.
+        prepare: moves images to where the model is.
+        autocast: makes the context of mixed precision.
+    """
+    quantized = model if isinstance(model, QuantizedModel) else None
+    training = model.training
+    model.eval()
+    collected: list[tuple[Tensor, ...]] = []
+    for images, labels in batches:
+        images, labels = prepare(images), labels.to(next(model.parameters()).device)
+        with autocast():
+            output = model(images)
+        logits, routing = output if quantized else (output, images.new_zeros(len(images), 0, 1))
+        logits = logits.float()
+        best = logits.topk(min(5, logits.shape[1])).indices
+        rows = [
+            labels,
+            best[:, 0],
+            (best == labels[:, None]).any(1),
+            logits.softmax(1).gather(1, best[:, :1])[:, 0].double(),
+            F.cross_entropy(logits, labels, reduction="none").double(),
+            routing.argmax(-1),
+        ]
+        if quantized:
+            rows += [bit_flops(quantized, routing), mean_width(quantized, routing.double())]
+        collected.append(tuple(row.cpu() for row in rows))
+    model.train(training)
+    columns = [torch.cat(rows) for rows in zip(*collected, strict=True)]
+    labels, predictions, in_top5, confidence, losses, chosen = columns[:6]
+    cost, widths = columns[6:] or (None, None)
+    return Evaluation(
+        labels=labels,
+        predictions=predictions,
+        in_top5=in_top5,
+        confidence=confidence,
+        losses=losses,
+        cost=cost,
+        mean_widths=widths,
+        chosen=chosen,
+        widths=quantized.widths if quantized else (),
+        layers=quantized.layers if quantized else (),
+    )

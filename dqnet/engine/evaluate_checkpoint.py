@@ -1,0 +1,81 @@
+"""Evaluation of a checkpoint: model and data are rebuilt from the file alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dqnet.config import EvalConfig
+from dqnet.data import load_data, loaders
+from dqnet.engine.build import build_model
+from dqnet.engine.checkpoint import config_of, load_checkpoint
+from dqnet.engine.devices import Device
+from dqnet.engine.evaluate import evaluate
+from dqnet.engine.files import write_json
+from dqnet.engine.objective import Objective
+from dqnet.engine.tables import print_summary
+from dqnet.engine.train import summarize
+from dqnet.errors import UserError, unknown_name
+
+SPLITS = ("test", "val")
+
+
+def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> dict[str, Any]:
+    """Writes ``eval.json`` and ``per_sample.csv`` and prints the table that training prints.
+
+    Args:
+        config: which checkpoint (a file, or a run folder, meaning its ``best.pt``), and what to
+            change about how it was trained: data folder, batch size, device.
+        console: where the table is printed.
+
+    Returns:
+        The content of ``eval.json``.
+    """
+    console = console or Console()
+    if config.checkpoint is None:
+        raise UserError("name a checkpoint: python eval.py checkpoint=runs/NAME/best.pt")
+    if config.split not in SPLITS:
+        raise unknown_name("split", config.split, SPLITS)
+    path = Path(config.checkpoint)
+    path = path / "best.pt" if path.is_dir() else path
+    content = load_checkpoint(path)
+    run = config_of(content, path)
+    for section in ("data", "trainer"):
+        for key, value in vars(getattr(config, section)).items():
+            if value is not None:
+                setattr(getattr(run, section), key, value)
+
+    device = Device(run.trainer)
+    splits = load_data(run.data)
+    if splits.num_classes != content["num_classes"]:
+        raise UserError(
+            f"{path} classifies {content['num_classes']} classes, the data in {run.data.root} "
+            f"has {splits.num_classes}"
+        )
+    data = loaders(splits, run.data, run.seed, device=device.torch_device)
+    held_out = data.test if config.split == "test" else data.val
+    if held_out is None:
+        raise UserError("the run kept no validation part (data.val_fraction=0): use split=test")
+
+    shape = tuple(content["image_shape"])
+    model = build_model(run.model, run.quant, splits.num_classes, shape, load_weights=False)
+    model.load_state_dict(content["ema"] or content["model"])
+    model = device.place(model)
+    objective = Objective(model, run.loss)
+    evaluation = evaluate(model, held_out, device.images, device.autocast)
+    results = summarize(evaluation, model, objective.target, shape) | {
+        "target_bits": objective.target_bits,
+        "checkpoint": str(path),
+        "epoch": content["epoch"],
+        "split": config.split,
+        "seed": run.seed,
+    }
+    folder = Path(config.output) if config.output is not None else path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "eval.json", results)
+    evaluation.write_csv(folder / "per_sample.csv")
+    print_summary(console, results)
+    console.print(f"written: {folder / 'eval.json'}, {folder / 'per_sample.csv'}", soft_wrap=True)
+    return results

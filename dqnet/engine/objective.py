@@ -1,0 +1,61 @@
+"""The training loss: the task, the price of bits, and the term that keeps routing apart."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dqnet.config import LossConfig
+from dqnet.cost import bit_flops, check_target, mean_width
+from dqnet.errors import UserError, unknown_name
+from dqnet.losses import bit_flops_penalty, mean_width_penalty, mutual_information
+from dqnet.network import QuantizedModel, ScoredOutput
+
+PENALTIES = ("bit_flops", "mean_width")
+
+
+class Objective:
+    """loss = cross-entropy + α · penalty − β · I(image; choice).
+
+    Attributes:
+        target_bits: the target as a width; ``None`` for a float model.
+        target: the same in Bit-FLOPs.
+    """
+
+    def __init__(self, model: nn.Module, config: LossConfig) -> None:
+        if config.penalty not in PENALTIES:
+            raise unknown_name("loss.penalty", config.penalty, PENALTIES)
+        for key in ("alpha", "mutual_information"):
+            if getattr(config, key) < 0:
+                raise UserError(f"loss.{key} {getattr(config, key)} must not be negative")
+        if not 0 <= config.label_smoothing < 1:
+            raise UserError(f"loss.label_smoothing {config.label_smoothing} must be in [0, 1)")
+        self.config = config
+        self.model = model if isinstance(model, QuantizedModel) else None
+        self.target_bits: float | None = None
+        self.target: float | None = None
+        if self.model is not None:
+            bits = config.target_bits
+            middle = self.model.widths[len(self.model.widths) // 2]
+            self.target_bits = float(middle if bits is None else bits)
+            self.target = check_target(self.model, self.target_bits)
+
+    def __call__(self, output: ScoredOutput, labels: Tensor) -> Tensor:
+        """The loss of a batch: a scalar.
+
+        Args:
+            output: the model's logits ``[N, C]``, routing and scores ``[N, L, K]``.
+            labels: ``[N]``, class indices.
+        """
+        smoothing = self.config.label_smoothing
+        loss = F.cross_entropy(output.logits.float(), labels, label_smoothing=smoothing)
+        if not output.routing.shape[1]:  # nothing is routed, so nothing else can change
+            return loss
+        if self.config.penalty == "bit_flops":
+            penalty = bit_flops_penalty(bit_flops(self.model, output.routing), self.target)
+        else:
+            penalty = mean_width_penalty(mean_width(self.model, output.routing), self.target_bits)
+        loss = loss + self.config.alpha * penalty.float()
+        if self.config.mutual_information:
+            loss = loss - self.config.mutual_information * mutual_information(output.scores)
+        return loss

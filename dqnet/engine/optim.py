@@ -1,0 +1,106 @@
+"""Optimizer and schedule, both timm's, and which parameters get which decay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, StepLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+
+from dqnet.config import OptimConfig
+from dqnet.errors import UserError, unknown_name
+from dqnet.quantizers import Quantizer
+
+SCHEDULES = ("constant", "cosine", "step", "multistep")
+
+
+def parameter_groups(
+    model: nn.Module, config: OptimConfig, parameter_decay: float
+) -> list[dict[str, Any]]:
+    """Groups of trainable parameters, each with its weight decay and learning rate.
+
+    Weight decay applies to weights of convolutions and fully connected layers alone: norms,
+    biases and quantizer parameters have none, except those whose quantizer asks for a decay of
+    its own (PACT's α). The controller's learning rate is scaled by ``controller_lr_scale``.
+    """
+    own_decay = {
+        id(getattr(module, name))
+        for module in model.modules()
+        if isinstance(module, Quantizer)
+        for name in module.decayed
+    }
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        controller = name.startswith("controller.")
+        if id(parameter) in own_decay:
+            kind, decay = "quantizer", parameter_decay
+        elif parameter.ndim < 2 or ".quantizer." in name:
+            kind, decay = "no_decay", 0.0
+        else:
+            kind, decay = "decay", config.weight_decay
+        scale = config.controller_lr_scale if controller else 1.0
+        key = f"controller_{kind}" if controller else kind
+        group = {"name": key, "params": [], "weight_decay": decay, "lr": config.lr * scale}
+        groups.setdefault(key, group)["params"].append(parameter)
+    return list(groups.values())
+
+
+def build_optimizer(
+    model: nn.Module, config: OptimConfig, parameter_decay: float
+) -> torch.optim.Optimizer:
+    """The optimizer over :func:`parameter_groups`.
+
+    Raises:
+        UserError: for an unknown optimizer or a value out of range.
+    """
+    if config.name not in list_optimizers():
+        raise unknown_name("optimizer", config.name, list_optimizers())
+    if config.lr <= 0:
+        raise UserError(f"optim.lr {config.lr} must be above 0")
+    if config.weight_decay < 0 or parameter_decay < 0:
+        raise UserError("optim.weight_decay and quant.parameter_decay must not be negative")
+    if not 0 <= config.momentum < 1:
+        raise UserError(f"optim.momentum {config.momentum} must be in [0, 1)")
+    if config.clip_grad is not None and config.clip_grad <= 0:
+        raise UserError(f"optim.clip_grad {config.clip_grad} must be above 0, or null for none")
+    groups = parameter_groups(model, config, parameter_decay)
+    return create_optimizer_v2(groups, opt=config.name, lr=config.lr, momentum=config.momentum)
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, config: OptimConfig, epochs: int, updates_per_epoch: int
+) -> Scheduler:
+    """A schedule stepped once per update; its state is a function of the update's number alone.
+
+    Raises:
+        UserError: for an unknown schedule, or a warm-up that is as long as the training.
+    """
+    if config.schedule not in SCHEDULES:
+        raise unknown_name("schedule", config.schedule, SCHEDULES)
+    total = epochs * updates_per_epoch
+    warmup = round(config.warmup_epochs * updates_per_epoch)
+    if not 0 <= warmup < total:
+        raise UserError(
+            f"optim.warmup_epochs {config.warmup_epochs:g} must be less than "
+            f"trainer.epochs {epochs}"
+        )
+    common = {"warmup_t": warmup, "warmup_prefix": True, "t_in_epochs": False}
+    after = total - warmup
+    if config.schedule == "cosine":
+        return CosineLRScheduler(optimizer, t_initial=after, lr_min=config.min_lr, **common)
+    if config.schedule == "multistep":
+        milestones = [round(m * updates_per_epoch) - warmup for m in config.milestones]
+        return MultiStepLRScheduler(
+            optimizer, decay_t=milestones, decay_rate=config.decay_rate, **common
+        )
+    if config.schedule == "step" and config.decay_epochs <= 0:
+        raise UserError(f"optim.decay_epochs {config.decay_epochs:g} must be above 0")
+    interval = round(config.decay_epochs * updates_per_epoch)
+    if config.schedule == "constant":
+        interval = total + 1
+    return StepLRScheduler(optimizer, decay_t=interval, decay_rate=config.decay_rate, **common)

@@ -1,0 +1,55 @@
+"""What a run prints when it is done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+#: characters of a layer's bar, and one shade for each width, the cheapest lightest
+BAR, SHADES = 20, "░▒▓█"
+
+
+def print_summary(console: Console, summary: dict[str, Any]) -> None:
+    """Top-1, Bit-FLOPs against the target, and the share of images at each layer's widths."""
+    table = Table(title="result", show_header=False, title_justify="left")
+    table.add_row("top-1", f"{summary['top1']:.2f} %")
+    table.add_row("top-5", f"{summary['top5']:.2f} %")
+    table.add_row("loss", f"{summary['loss']:.4f}")
+    if summary["bit_flops"] is not None:
+        target = summary["target_bit_flops"]
+        ratio = summary["bit_flops"] / target
+        table.add_row("Bit-FLOPs, mean image", f"{summary['bit_flops'] / 1e6:.3f} M")
+        table.add_row("target", f"{target / 1e6:.3f} M (the mean is {ratio:.3f} of it)")
+        table.add_row("standard deviation", f"{summary['bit_flops_std'] / 1e6:.3f} M")
+        table.add_row("with full-precision layers", f"{summary['bit_flops_total'] / 1e6:.3f} M")
+        table.add_row("mean width", f"{summary['mean_width']:.3f} bits")
+    if summary["width_counts"]:
+        table.add_row("different routings", f"{summary['distinct_routings']}")
+        params, macs = summary["controller_params"], summary["controller_macs"]
+        table.add_row(
+            "controller",
+            f"{params} parameters ({params / summary['params']:.2%} of the backbone's), "
+            f"{macs} multiply-accumulates ({macs / summary['macs']:.2%})",
+        )
+    console.print(table)
+    if summary["width_counts"]:
+        console.print(_width_table(summary["width_counts"]))
+
+
+def _width_table(counts: dict[str, dict[str, int]]) -> Table:
+    table = Table(title="images at each width", title_justify="left")
+    table.add_column("layer")
+    widths = list(next(iter(counts.values())))
+    for width in widths:
+        table.add_column(f"{width} bit", justify="right")
+    table.add_column("")
+    for name, row in counts.items():
+        shares = [count / sum(row.values()) for count in row.values()]
+        bar = "".join(
+            SHADES[k * (len(SHADES) - 1) // (len(widths) - 1)] * round(BAR * share)
+            for k, share in enumerate(shares)
+        )
+        table.add_row(name, *(f"{share:.1%}" for share in shares), bar)
+    return table

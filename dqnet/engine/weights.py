@@ -1,0 +1,93 @@
+"""Float weights from a file into a float model."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dqnet.errors import UserError
+from dqnet.network import BACKBONE_PREFIX
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint file, on the CPU; it cannot run code (``weights_only``).
+
+    Raises:
+        UserError: if the file is missing or is not a checkpoint.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"checkpoint {path} does not exist")
+    if path.is_dir():
+        raise UserError(f"checkpoint {path} is a folder; name a file in it, such as best.pt")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is not a readable PyTorch checkpoint: {first_line}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint")
+    return content
+
+
+def float_state_dict(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The float model's weights in a checkpoint, whoever wrote it.
+
+    Understood are a bare state dict, one wrapped as ``state_dict`` or ``model``, names prefixed
+    with ``module.`` (DataParallel), and this project's own checkpoints: of a converted model the
+    float weights are taken, without quantizer parameters and controller.
+    """
+    ema = content.get("ema")
+    for state in (ema, content.get("state_dict"), content.get("model"), content):
+        if isinstance(state, dict) and state:
+            break
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    if any(key.startswith(BACKBONE_PREFIX) for key in state):
+        state = {
+            key.removeprefix(BACKBONE_PREFIX): value
+            for key, value in state.items()
+            if key.startswith(BACKBONE_PREFIX) and ".quantizer." not in key
+        }
+    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def load_float_weights(model: nn.Module, path: str | Path) -> None:
+    """Loads a checkpoint's float weights into a float model, every one of them.
+
+    Raises:
+        UserError: if the file is missing or damaged, or holds another model's weights.
+    """
+    state = float_state_dict(read_checkpoint(path))
+    own = model.state_dict()
+    # Old checkpoints lack this counter, which nothing here reads.
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    extra = [k for k in state if k not in own]
+    shapes = [k for k in own if k in state and own[k].shape != state[k].shape]
+    if missing or extra:
+        parts = [f"lacks {missing[0]!r}"] if missing else []
+        parts += [f"has {extra[0]!r}"] if extra else []
+        count = len(missing) + len(extra)
+        raise UserError(
+            f"{path} is a checkpoint of another model: it {' and '.join(parts)}"
+            f"{f' ({count} such names)' if count > 2 else ''}"
+        )
+    if shapes:
+        name, theirs, ours = shapes[0], list(state[shapes[0]].shape), list(own[shapes[0]].shape)
+        if theirs[1:] == ours[1:] and name.startswith(_classifier_name(model)):
+            raise UserError(
+                f"{path} classifies {theirs[0]} classes, the data has {ours[0]}: "
+                "train on the same classes or start without it"
+            )
+        raise UserError(
+            f"{path} is a checkpoint of another model: {name!r} is {theirs}, it must be {ours}"
+        )
+    model.load_state_dict(state, strict=False)
+
+
+def _classifier_name(model: nn.Module) -> str:
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return linear[-1] if linear else "\0"

@@ -1,0 +1,25 @@
+"""Evaluate a checkpoint: eval.json and per_sample.csv beside it, and a table.
+
+python eval.py checkpoint=runs/default                   # the run's best.pt on its test part
+python eval.py checkpoint=runs/default/last.pt output=elsewhere
+python eval.py checkpoint=PATH data.root=ELSEWHERE trainer.device=cpu
+"""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from dqnet.cli import start, to_object
+from dqnet.config import EvalConfig
+from dqnet.engine.evaluate_checkpoint import evaluate_checkpoint
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="eval")
+def main(config: DictConfig) -> float:
+    """Evaluates and returns the top-1 accuracy."""
+    return evaluate_checkpoint(to_object(EvalConfig, config))["top1"]
+
+
+if __name__ == "__main__":
+    start(main, Path(__file__).resolve().parent / "conf", "eval")

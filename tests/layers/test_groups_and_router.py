@@ -1,0 +1,74 @@
+"""The sorting of a batch by width, and how a routing reaches the layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from comparison import float_conv, one_hot, quantized, random_tensor
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dqnet.errors import UserError
+from dqnet.layers.groups import Groups
+from dqnet.layers.router import Router
+
+
+@given(columns=st.lists(st.integers(0, 3), max_size=12))
+def test_groups_are_the_positions_of_each_width(columns):
+    groups = Groups.of(one_hot(columns, 4))
+    positions = {k: [n for n, c in enumerate(columns) if c == k] for k in range(4)}
+    assert groups.counts == tuple(len(positions[k]) for k in range(4))
+    assert {k: index.tolist() for k, index in groups} == {k: p for k, p in positions.items() if p}
+    for k in range(4):
+        assert sorted(groups.others(k).tolist()) == [n for n, c in enumerate(columns) if c != k]
+
+
+@given(st.data())
+def test_groups_of_a_routing_are_those_of_its_columns(data):
+    images, layers = data.draw(st.integers(0, 6)), data.draw(st.integers(1, 3))
+    row = st.lists(st.integers(0, 2), min_size=layers, max_size=layers)
+    chosen = torch.tensor(data.draw(st.lists(row, min_size=images, max_size=images)))
+    routing = F.one_hot(chosen.reshape(images, layers).long(), 3).float()
+    together = Groups.of_routing(routing)
+    assert len(together) == layers
+    for column, groups in enumerate(together):
+        alone = Groups.of(routing[:, column])
+        assert groups.counts == alone.counts
+        assert torch.equal(groups.order, alone.order)
+
+
+def test_a_layer_reads_its_own_column_of_the_open_routing():
+    router = Router()
+    first, second = (quantized(float_conv(2, 3, 3, seed=i), (2, 4)) for i in range(2))
+    x = random_tensor(3, 2, 5, 5, seed=5)
+    choices = one_hot([0, 1, 1], 2), one_hot([1, 0, 1], 2)
+    for column, layer in enumerate((first, second)):
+        layer.router, layer.column = router, column
+    router.open(torch.stack(choices, 1))
+    for layer, choice in zip((first, second), choices, strict=True):
+        alone = quantized(layer, (2, 4))
+        assert torch.equal(layer(x), alone(x, choice))
+
+
+def test_the_gradient_reaches_the_routing_through_the_router():
+    layer = quantized(float_conv(2, 3, 3), (2, 4))
+    layer.router, layer.column = Router(), 1
+    x = random_tensor(3, 2, 5, 5, seed=5)
+    routing = torch.stack((one_hot([0, 1, 1], 2), one_hot([1, 0, 1], 2)), 1).requires_grad_()
+    layer.router.open(routing)
+    layer(x).pow(2).sum().backward()
+    choice = routing[:, 1].detach().requires_grad_()
+    quantized(layer, (2, 4))(x, choice).pow(2).sum().backward()
+    assert (choice.grad != 0).all()
+    torch.testing.assert_close(routing.grad[:, 1], choice.grad)
+    assert (routing.grad[:, 0] == 0).all()
+
+
+def test_a_closed_router_refuses():
+    layer = quantized(float_conv(2, 3, 3), (2, 4))
+    layer.router, layer.column = Router(), 0
+    layer.router.open(one_hot([0], 2).unsqueeze(1))
+    layer.router.close()
+    with pytest.raises(UserError, match="before the controller"):
+        layer(random_tensor(1, 2, 5, 5))

@@ -1,0 +1,132 @@
+"""What QuantConv2d computes and keeps: K + 2 passes instead of 3K, and only its input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from comparison import float_conv, one_hot, quantized, random_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dqnet.layers.groups import Groups
+from dqnet.layers.routed_conv import routed_conv2d
+
+QUANTIZERS = ["dorefa", "pact", "lsq"]
+WIDTHS = (2, 3, 4, 8)
+ROUTINGS = {
+    "every width": [3, 0, 1, 2, 0, 1, 3],
+    "two widths": [3, 1, 1, 3, 3, 1, 1],
+    "one width": [2] * 7,
+    "no image": [],
+}
+
+
+class ConvolutionCount(TorchDispatchMode):
+    """Counts calls and images of the forward and the backward convolutions under it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward: list[int] = []
+        self.backward: list[int] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution.default:
+            self.forward.append(len(args[0]))
+        elif func is torch.ops.aten.convolution_backward.default:
+            self.backward.append(len(args[0]))
+        return func(*args, **(kwargs or {}))
+
+
+def case(name: str, columns: list[int]):
+    layer = quantized(float_conv(3, 4, 3, padding=1), WIDTHS, name)
+    x = random_tensor(len(columns), 3, 8, 8, seed=5).requires_grad_()
+    return layer, x, one_hot(columns, len(WIDTHS)).requires_grad_()
+
+
+@pytest.fixture(params=ROUTINGS.values(), ids=ROUTINGS.keys())
+def columns(request) -> list[int]:
+    return request.param
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_evaluation_convolves_every_image_once_in_a_call_for_each_chosen_width(name, columns):
+    layer, x, choice = case(name, columns)
+    with torch.no_grad(), ConvolutionCount() as count:
+        layer.eval()(x, choice)
+    assert len(count.forward) <= max(len(set(columns)), 1)
+    assert sum(count.forward) == len(columns)
+    assert count.backward == []
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_training_takes_k_plus_2_passes(name, columns):
+    """K forward passes and one backward call an image, which has two passes in it."""
+    layer, x, choice = case(name, columns)
+    with ConvolutionCount() as count:
+        layer(x, choice).sum().backward()
+    assert sum(count.forward) == len(columns) * len(WIDTHS)
+    assert sum(count.backward) == len(columns)
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_training_with_a_frozen_choice_takes_3_passes_as_at_one_width(name, columns):
+    layer, x, choice = case(name, columns)
+    with ConvolutionCount() as count:
+        layer(x, choice.detach()).sum().backward()
+    assert sum(count.forward) == sum(count.backward) == len(columns)
+
+
+def saved_storages(run) -> dict[int, int]:
+    """Address and bytes of every storage that ``run`` keeps for the backward pass."""
+    kept, tensors = {}, []
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        tensors.append(t)  # alive, so that no address is used twice
+        storage = t.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        run()
+    return kept
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize("routing", ["every width", "one width"])
+def test_the_routed_convolution_keeps_its_input_and_k_weights(name, routing):
+    layer, x, choice = case(name, ROUTINGS[routing])
+    weights = tuple(
+        w.detach().requires_grad_() for w in layer.quantizer.quantize_weight(layer.weight)
+    )
+    kept = saved_storages(
+        lambda: routed_conv2d(
+            x, choice, weights, layer.bias, Groups.of(choice), layer.geometry, layer.quantizer
+        )
+    )
+    expected = {t.untyped_storage().data_ptr() for t in (x, *weights)}
+    assert set(kept) == expected
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize("routing", ["every width", "one width"])
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect"])
+def test_the_layer_keeps_no_activation_but_its_input(name, routing, padding_mode):
+    """Everything else that is kept is as small as the weight, which is much smaller than x."""
+    columns = ROUTINGS[routing]
+    conv = float_conv(2, 3, 3, padding=1, padding_mode=padding_mode)
+    layer = quantized(conv, WIDTHS, name)
+    x = random_tensor(len(columns), 2, 12, 12, seed=5).requires_grad_()
+    choice = one_hot(columns, len(WIDTHS)).requires_grad_()
+    kept = saved_storages(lambda: layer(x, choice))
+    weight_bytes = layer.weight.untyped_storage().nbytes()
+    assert weight_bytes * 20 < x.untyped_storage().nbytes()
+    assert kept.pop(x.untyped_storage().data_ptr()) == x.untyped_storage().nbytes()
+    assert max(kept.values()) <= weight_bytes
+
+
+def test_a_static_layer_keeps_its_input_alone():
+    conv = float_conv(2, 3, 3, padding=1)
+    layer = quantized(conv, (4,))
+    x = random_tensor(7, 2, 12, 12, seed=5).requires_grad_()
+    kept = saved_storages(lambda: layer(x))
+    assert kept.pop(x.untyped_storage().data_ptr()) == x.untyped_storage().nbytes()
+    assert max(kept.values()) <= layer.weight.untyped_storage().nbytes()

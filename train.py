@@ -1,0 +1,32 @@
+"""Train a network that chooses its bit-widths image by image.
+
+python train.py                                          # the default: ResNet-20 on digits
+python train.py quant=lsq quant.widths=[3]               # static: one width
+python train.py quant=none                               # full precision: the unconverted model
+python train.py data=cifar10 data.download=true trainer.epochs=200
+python train.py model.name=resnet18 data=imagefolder data.root=PATH data.size=64
+python train.py --cfg job                                # every setting and its value
+
+The run's folder is runs/NAME, where NAME is what was changed; the same command continues it.
+"""
+
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from dqnet.cli import start, to_object
+from dqnet.config import TrainConfig
+from dqnet.engine.train import train
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(config: DictConfig) -> float:
+    """Trains and returns the top-1 accuracy, which a search maximises."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    return train(to_object(TrainConfig, config), folder)["top1"]
+
+
+if __name__ == "__main__":
+    start(main, Path(__file__).resolve().parent / "conf", "train")

@@ -10,7 +10,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from dqnet.cli import start, to_object
+from dqnet.cli import job, start, to_object
 from dqnet.config import EvalConfig
 from dqnet.engine.evaluate_checkpoint import evaluate_checkpoint
 
@@ -18,7 +18,7 @@ from dqnet.engine.evaluate_checkpoint import evaluate_checkpoint
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
 def main(config: DictConfig) -> float:
     """Evaluates and returns the top-1 accuracy."""
-    return evaluate_checkpoint(to_object(EvalConfig, config))["top1"]
+    return job(lambda: evaluate_checkpoint(to_object(EvalConfig, config)))["top1"]
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from dqnet.cli import start, to_object
+from dqnet.cli import job, start, to_object
 from dqnet.config import TrainConfig
 from dqnet.engine.train import train
 
@@ -25,7 +25,7 @@ from dqnet.engine.train import train
 def main(config: DictConfig) -> float:
     """Trains and returns the top-1 accuracy, which a search maximises."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    return train(to_object(TrainConfig, config), folder)["top1"]
+    return job(lambda: train(to_object(TrainConfig, config), folder), folder)["top1"]
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,7 +13,9 @@ from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -19,7 +23,7 @@ from dqnet.errors import UserError, unknown_name
 
 T = TypeVar("T")
 
-#: set it to see where an error came from
+#: set this environment variable to see where an error came from
 TRACEBACK = "DQNET_TRACEBACK"
 
 
@@ -33,7 +37,7 @@ def to_object(schema: type[T], config: DictConfig) -> T:
         merged = OmegaConf.merge(OmegaConf.structured(schema), config)
         return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise UserError(_omegaconf_line(error, config)) from error
+        raise UserError(_omegaconf_line(error)) from error
 
 
 def run_name(overrides: Iterable[str]) -> str:
@@ -43,9 +47,13 @@ def run_name(overrides: Iterable[str]) -> str:
     cut for its length, ends with a hash of the whole. The same overrides in another order, or with
     another device, are the same run.
     """
-    import hashlib
-
-    circumstances = ("trainer.device=", "trainer.progress=", "data.workers=", "logger", "hydra")
+    circumstances = (
+        "trainer.device=",
+        "trainer.progress=",
+        "data.workers=",
+        "data.download=",
+        "logger",
+    )
     kept = sorted(o for o in overrides if not o.lstrip("+~").startswith(circumstances))
     if not kept:
         return "default"
@@ -56,8 +64,28 @@ def run_name(overrides: Iterable[str]) -> str:
     return f"{name}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
+def job(run: Callable[[], T], folder: Path | None = None) -> T:
+    """Runs the body of a Hydra job; a user's mistake ends it with one line and exit status 1.
+
+    Within a sweep the error is left to the sweep, so that one job does not end the others.
+
+    Args:
+        run: the body.
+        folder: the job's folder, from which Hydra's own files are removed if nothing came of it.
+    """
+    try:
+        return run()
+    except UserError as error:
+        if folder is not None and not (folder / "last.pt").exists():
+            _remove_traces(folder)
+        if os.environ.get(TRACEBACK) or HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
+        # Not an Exception, so Hydra does not add its own account of it.
+        sys.exit(f"error: {error}")
+
+
 def start(main: Callable[[], Any], config_dir: Path, config_name: str) -> None:
-    """Runs a Hydra entry point; what a user can cause ends with one line and exit status 1.
+    """Runs a Hydra entry point; a mistake in its settings ends with one line and exit status 1.
 
     Args:
         main: a function decorated with ``hydra.main``.
@@ -65,47 +93,51 @@ def start(main: Callable[[], Any], config_dir: Path, config_name: str) -> None:
         config_name: the file that it composes.
     """
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
-    # Hydra prints its errors itself, with a traceback where it knows nothing better; this makes it
-    # raise them instead.
+    # Hydra prints its errors itself, over several lines; this makes it raise them instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         main()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         if os.environ.get(TRACEBACK):
             raise
-        print(f"error: {_line(error, config_dir, config_name)}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(f"error: {_line(error, config_dir, config_name)}")
     except KeyboardInterrupt:
         print("interrupted; the same command continues after the last epoch", file=sys.stderr)
         sys.exit(130)
 
 
+def _remove_traces(folder: Path) -> None:
+    shutil.rmtree(folder / ".hydra", ignore_errors=True)
+    for log in folder.glob("*.log"):
+        log.unlink()
+    if folder.exists() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
 def _line(error: Exception, config_dir: Path, config_name: str) -> str:
     """One line that says what is wrong and what would be right."""
-    if isinstance(error, UserError):
-        return str(error)
+    message = " ".join(str(error).split())
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         hint = "(any timm model: model.name=NAME)" if group == "model" else ""
-        if not group:
-            return f"there is no configuration {choice!r} in {config_dir}"
-        return str(unknown_name(group, choice, error.options or [], hint))
-    message = " ".join(str(error).split())
-    key = re.search(r"Could not override '([^']+)'", message)
-    if key and ("not in struct" in message or "not in" in message):
-        return str(unknown_name("setting", key[1], _known_settings(config_dir, config_name)))
-    group = re.search(r"Could not override '([^'@]+)'.*No match in the defaults list", message)
-    if group:
-        groups = [p.name for p in config_dir.iterdir() if p.is_dir()]
-        return str(unknown_name("setting", group[1], groups))
-    return message
+        return str(unknown_name(group or "configuration", choice, error.options or [], hint))
+    key = re.search(r"Could not override '([^'@]+)'", message)
+    if key is None:
+        return message
+    settings = _known_settings(config_dir, config_name)
+    if key[1] in settings:
+        return f"{key[1]} is a table: add to it with +{key[1]}.NAME=VALUE"
+    return str(unknown_name("setting", key[1], settings, "(--cfg job shows all)"))
 
 
-def _omegaconf_line(error: OmegaConfBaseException, config: DictConfig) -> str:
+def _omegaconf_line(error: OmegaConfBaseException) -> str:
     key = getattr(error, "full_key", None) or "configuration"
     first = str(error).splitlines()[0]
-    missing = "Missing mandatory value" in first
-    return f"{key}: {'a value is needed' if missing else first}"
+    if "Missing mandatory value" in first:
+        return f"{key}: a value is needed"
+    if "is not a ListConfig" in first:
+        return f"{key}: takes a list, e.g. {key}=[3]"
+    return f"{key}: {first}"
 
 
 def _known_settings(config_dir: Path, config_name: str) -> list[str]:

@@ -69,7 +69,7 @@ def check_target(model: QuantizedModel, target_bits: float) -> float:
     if not low - 5e-4 <= target_bits <= high + 5e-4:
         raise UserError(
             f"target_bits={target_bits:g} cannot be reached: with widths {model.widths} "
-            f"the network can cost as much as {low:.3f} to {high:.3f} bits everywhere"
+            f"this network's targets go from {low:.3f} to {high:.3f} bits"
         )
     return static_bit_flops(model, target_bits)
 

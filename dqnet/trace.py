@@ -9,12 +9,13 @@ from math import prod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 #: a fixed seed: converting the same model twice gives the same result
 PROBE_SEED = 0
 #: images of the pass, at least: a squeeze-and-excite layer sees only a few numbers of each
-PROBE_IMAGES = 8
+PROBE_IMAGES = 4
 
 
 @dataclass
@@ -52,10 +53,9 @@ class Trace:
 def trace_model(model: nn.Module, sample_input: Tensor) -> Trace:
     """Runs ``model`` once on noise of the shape of ``sample_input`` and records its layers.
 
-    Noise, also in place of what the normalisation layers see and on their affine parameters,
-    because signs are asked for: a sample of zeros, or a block whose last scale starts at zero (as
-    in many residual networks), would hide that a layer's input can be negative. The model is left
-    as it was.
+    Noise, and noise on the affine parameters of the normalisation layers, because signs are asked
+    for: a sample of zeros, or a block whose last scale starts at zero (as in many residual
+    networks), would hide that a layer's input can be negative. The model is left as it was.
 
     Args:
         model: any module that takes ``sample_input``.
@@ -119,28 +119,28 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _noisy_norms(model: nn.Module, generator: torch.Generator) -> Iterator[None]:
-    """For as long as it is open, batch norms see noise and have noise on their scale and shift.
+    """For as long as it is open, batch norms fit the probe, with noise on their scale and shift.
 
-    Running statistics do not fit the probe: with them values would grow from layer to layer, up to
-    overflow, and SiLU of a large number is never below zero.
+    Running statistics do not fit it: with them values would grow from layer to layer, up to
+    overflow, and SiLU of a large number is never below zero. So inputs are brought to the running
+    mean and variance first, plus an offset of each image's own.
     """
 
-    def see_noise(module: nn.Module, args: tuple[Tensor, ...]) -> Tensor:
+    def rescale(module: nn.Module, args: tuple[Tensor, ...]) -> Tensor:
         (x,) = args
         per_channel = *x.shape[:2], *[1] * (x.dim() - 2)
-        noise = torch.randn(x.shape, generator=generator)
-        noise += torch.randn(per_channel, generator=generator)
-        noise = noise.to(x)
+        offset = torch.randn(per_channel, generator=generator).to(x)
+        x = F.batch_norm(x, None, None, training=True) + offset
         if module.running_mean is None:
-            return noise
+            return x
         to_channels = (-1, *per_channel[2:])
         spread = (module.running_var + module.eps).sqrt().view(to_channels)
-        return (noise * spread + module.running_mean.view(to_channels)).to(x)
+        return (x * spread + module.running_mean.view(to_channels)).to(x)
 
     saved, handles = [], []
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            handles.append(module.register_forward_pre_hook(see_noise))
+            handles.append(module.register_forward_pre_hook(rescale))
             for parameter in module.parameters(recurse=False):
                 saved.append((parameter, parameter.detach().clone()))
                 parameter += 2 * torch.randn(parameter.shape, generator=generator).to(parameter)

@@ -18,7 +18,6 @@ from dqnet.errors import UserError
 FORMAT = 1
 #: settings that change where or how a run runs, not what it computes
 CIRCUMSTANCES = (
-    "data.root",
     "data.download",
     "data.workers",
     "trainer.device",

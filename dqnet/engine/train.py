@@ -138,7 +138,8 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
         if best["epoch"] == epoch:
             save_checkpoint(best_path, content)
         save_checkpoint(last_path, content)
-        console.print(_epoch_line(metrics, epochs, objective.target), highlight=False)
+        line = _epoch_line(metrics, epochs, objective.target)
+        console.print(line, highlight=False, soft_wrap=True)
         if logger is not None:
             logger.log(metrics, evaluation)
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
@@ -50,9 +49,13 @@ class QuantConv2d(nn.Conv2d):
         super().__init__(*args, padding=padding, **kwargs)
         if same and self.padding_mode != "zeros":
             raise UserError("padding='same' goes with padding_mode='zeros' only")
-        in_advance = self.padding_mode != "zeros"
+        if self.padding_mode == "zeros":
+            margins = {"padding": self.padding, "same": same}
+        else:
+            repeated = tuple(self._reversed_padding_repeated_twice)
+            margins = {"padding": (0, 0), "repeated": repeated, "repeat_mode": self.padding_mode}
         self.geometry = ConvGeometry(
-            self.stride, (0, 0) if in_advance else self.padding, self.dilation, self.groups, same
+            stride=self.stride, dilation=self.dilation, groups=self.groups, **margins
         )
         self.quantizer = find_quantizer(quantizer)(widths, signed=signed, **(options or {}))
         self.router: Router | None = None
@@ -111,8 +114,6 @@ class QuantConv2d(nn.Conv2d):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weights = x.to(dtype), tuple(w.to(dtype) for w in weights)
             bias = None if bias is None else bias.to(dtype)
-        if self.padding_mode != "zeros":  # such padding repeats inputs, so it may come first
-            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
         return routed_conv2d(x, choice, weights, bias, groups, self.geometry, self.quantizer)
 
     def _routing(self, x: Tensor, choice: Tensor | None) -> tuple[Tensor | None, Groups]:

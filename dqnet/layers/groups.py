@@ -32,7 +32,8 @@ class Groups:
         """The groups of every layer of a routing ``[N, L, K]``, with one transfer to the host."""
         chosen = routing.detach().argmax(-1)
         orders = chosen.argsort(dim=0, stable=True)
-        counts = routing.detach().sum(0).round().long().tolist()
+        # Half-precision sums lose images: bfloat16 has no 257.
+        counts = routing.detach().sum(0, dtype=torch.float32).round().long().tolist()
         return [cls(orders[:, i], tuple(count)) for i, count in enumerate(counts)]
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
@@ -44,6 +45,8 @@ class Groups:
             start += count
 
     def others(self, k: int) -> Tensor:
-        """The positions of the images that did not choose width k."""
+        """The positions of the images that did not choose width k; ``0 … N − 1`` if none did."""
+        if not self.counts[k]:
+            return torch.arange(len(self.order), device=self.order.device)
         start = sum(self.counts[:k])
         return torch.cat((self.order[:start], self.order[start + self.counts[k] :]))

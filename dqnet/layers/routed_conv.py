@@ -34,6 +34,9 @@ class ConvGeometry:
     Attributes:
         same: output size ``ceil(input / stride)``, zeros added as needed, the odd one at the
             right and at the bottom (PyTorch's and TensorFlow's "same"); ``padding`` is then 0.
+        repeated: how far the input is repeated at its left, right, top and bottom, as
+            ``repeat_mode`` says; empty where padding is zeros. ``padding`` is then 0.
+        repeat_mode: ``F.pad``'s name of it.
     """
 
     stride: tuple[int, int]
@@ -41,6 +44,12 @@ class ConvGeometry:
     dilation: tuple[int, int]
     groups: int
     same: bool = False
+    repeated: tuple[int, ...] = ()
+    repeat_mode: str = "reflect"
+
+    def repeat(self, x: Tensor) -> Tensor:
+        """The input with its repeated margins; itself where padding is zeros."""
+        return F.pad(x, self.repeated, mode=self.repeat_mode) if self.repeated else x
 
     def _margins(self, x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
         """Left, right, top and bottom zeros of the "same" form."""
@@ -97,7 +106,7 @@ class _RoutedConv2d(torch.autograd.Function):
 
         y = None
         for k, index in groups:
-            part = _quantize(quantizer, _take(x, index), k)
+            part = _quantize(quantizer, geometry, _take(x, index), k)
             part = geometry.forward(part, weights[k], bias)
             if len(part) == len(x):
                 return part
@@ -105,7 +114,7 @@ class _RoutedConv2d(torch.autograd.Function):
                 y = part.new_empty((len(x), *part.shape[1:]))
             y.index_copy_(0, index, part)
         if y is None:  # an empty batch
-            y = geometry.forward(x, weights[0], bias)
+            y = geometry.forward(geometry.repeat(x), weights[0], bias)
         return y
 
     @staticmethod
@@ -113,7 +122,10 @@ class _RoutedConv2d(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
         groups, geometry, quantizer = ctx.parts
-        parameters = quantizer.input_parameters()
+        need_parameters = ctx.needs_input_grad[6 + len(weights) :]
+        parameters = [
+            p for p, need in zip(quantizer.input_parameters(), need_parameters, strict=True) if need
+        ]
         need_x, need_choice, need_bias = ctx.needs_input_grad[:3]
         need_weights = ctx.needs_input_grad[6 : 6 + len(weights)]
         need_input = need_x or need_choice or bool(parameters)
@@ -126,15 +138,16 @@ class _RoutedConv2d(torch.autograd.Function):
             grad_part = _take(grad, index)
             with torch.enable_grad():
                 part = _take(x, index).detach().requires_grad_()
-                quantized = _quantize(quantizer, part, k)
+                quantized = _quantize(quantizer, geometry, part, k)
             grad_quantized, grad_weights[k] = geometry.backward(
                 grad_part, quantized.detach(), weights[k], need_input, need_weights[k]
             )
             if need_choice:
                 grad_choice[index, k] = _inner(grad_quantized, quantized.detach())
             if need_x or parameters:
+                # A parameter of one width is not used at the others: its gradient is zero there.
                 grad_part, *grads = torch.autograd.grad(
-                    quantized, [part, *parameters], grad_quantized
+                    quantized, [part, *parameters], grad_quantized, materialize_grads=True
                 )
                 if need_x and len(grad_part) == len(x):
                     grad_x = grad_part
@@ -146,17 +159,19 @@ class _RoutedConv2d(torch.autograd.Function):
             for k, weight in enumerate(weights):
                 index = groups.others(k)
                 if len(index):
-                    y = geometry.forward(_quantize(quantizer, _take(x, index), k), weight)
+                    part = _quantize(quantizer, geometry, _take(x, index), k)
+                    y = geometry.forward(part, weight)
                     grad_choice[index, k] = _inner(_take(grad, index), y)
             grad_choice = grad_choice.to(ctx.choice_dtype)
         grad_bias = grad.sum((0, 2, 3)) if need_bias and ctx.has_bias else None
+        grads = iter(grad_parameters)
         return (
             grad_x, grad_choice, grad_bias, None, None, None,
             *(
                 torch.zeros_like(w) if g is None and need else g
                 for g, w, need in zip(grad_weights, weights, need_weights, strict=True)
             ),
-            *grad_parameters,
+            *(next(grads) if need else None for need in need_parameters),
         )  # fmt: skip
 
 
@@ -164,10 +179,10 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
     return x if len(index) == len(x) else x.index_select(0, index)
 
 
-def _quantize(quantizer: Quantizer, x: Tensor, k: int) -> Tensor:
+def _quantize(quantizer: Quantizer, geometry: ConvGeometry, x: Tensor, k: int) -> Tensor:
     # Half-precision inputs are quantized in float32: bfloat16 cannot tell 9-bit levels apart.
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    return quantizer.quantize_input(wide, quantizer.widths[k]).to(x.dtype)
+    return geometry.repeat(quantizer.quantize_input(wide, quantizer.widths[k]).to(x.dtype))
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:

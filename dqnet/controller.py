@@ -56,7 +56,7 @@ class Controller(nn.Module):
             self.body = _separate_body(channels)
             channels = SEPARATE_CHANNELS[-1]
         features = 2 * channels if config.pool == "mean_std" else channels
-        self.norm = nn.BatchNorm1d(features) if config.batch_norm else nn.Identity()
+        self.norm = _BatchNorm1d(features) if config.batch_norm else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
         self.fc1 = nn.Linear(features, config.hidden)
         self.act = ACTIVATIONS[config.activation]()
@@ -68,13 +68,7 @@ class Controller(nn.Module):
         Reading the features does not change what the rest of the network learns from them, but
         the controller's gradient reaches the shared layers, as in the paper.
         """
-        x = self.pool(self.body(features).float())
-        # One image has no spread over the batch: then the running statistics stand in.
-        if isinstance(self.norm, nn.BatchNorm1d) and self.training and len(x) == 1:
-            norm = self.norm
-            x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias)
-        else:
-            x = self.norm(x)
+        x = self.norm(self.pool(self.body(features).float()))
         x = self.fc2(self.act(self.fc1(self.dropout(x))))
         return x.float().unflatten(1, self.shape)
 
@@ -108,6 +102,26 @@ class Controller(nn.Module):
         return one_hot_max(soft) + (soft - soft.detach())
 
 
+class _OneValueNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm that accepts one value per channel (one image, one pixel) in training.
+
+    One value has no spread: then the running statistics stand in for the batch's.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() == x.shape[1]:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
+        return super().forward(x)
+
+
+class _BatchNorm1d(_OneValueNorm, nn.BatchNorm1d):
+    pass
+
+
+class _BatchNorm2d(_OneValueNorm, nn.BatchNorm2d):
+    pass
+
+
 def one_hot_max(scores: Tensor) -> Tensor:
     """One-hot of the largest of the last axis, the first of equal ones; no gradient."""
     chosen = scores.detach().argmax(-1, keepdim=True)
@@ -133,7 +147,7 @@ def _separate_body(channels: int) -> nn.Sequential:
     for out in SEPARATE_CHANNELS:
         layers += [
             nn.Conv2d(channels, out, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(out),
+            _BatchNorm2d(out),
             nn.ReLU(),
         ]
         channels = out

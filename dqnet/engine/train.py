@@ -30,6 +30,8 @@ from dqnet.errors import UserError
 from dqnet.network import QuantizedModel, ScoredOutput
 from dqnet.trace import trace_model
 
+#: figures of every epoch's validation in metrics.jsonl, as val_NAME
+PER_EPOCH = ("top1", "top5", "loss", "bit_flops", "bit_flops_std", "distinct_routings")
 #: an epoch may be the best one if it costs at most this times the target
 COST_TOLERANCE = 1.02
 
@@ -69,7 +71,7 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
     objective = Objective(model, config.loss)
     optimizer = build_optimizer(model, config.optim, config.quant.parameter_decay)
     epochs, updates = config.trainer.epochs, len(data.train)
-    schedule = build_schedule(optimizer, config.optim, epochs, updates)
+    schedule = build_schedule(optimizer, config.optim, epochs, updates) if epochs else None
     ema = None
     if config.trainer.ema is not None:
         ema = ModelEmaV3(model, decay=config.trainer.ema, use_warmup=True)
@@ -92,7 +94,28 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
         run_id = state["wandb_id"] if state is not None else None
         logger = WandbLogger(config.logger, asdict(config), folder, run_id)
 
+    def save(path: Path, epochs_done: int) -> None:
+        content = {
+            "config": asdict(config),
+            "epoch": epochs_done,
+            "model": model.state_dict(),
+            "ema": None if ema is None else ema.module.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "random": random_state(),
+            "seconds": seconds,
+            "best": best,
+            "num_classes": splits.num_classes,
+            "class_names": list(splits.class_names),
+            "image_shape": list(splits.image_shape),
+            "wandb_id": None if logger is None else logger.run_id,
+        }
+        save_checkpoint(path, content)
+
     evaluation: Evaluation | None = None
+    if epochs == 0:  # the model is measured as it is
+        best = {"epoch": None, "rank": None}
+        save(best_path, 0)
+        save(last_path, 0)
     for epoch in range(start, epochs):
         began = time.perf_counter()
         data.train.set_epoch(epoch)
@@ -110,34 +133,18 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
         metrics = {
             "epoch": epoch,
             "train_loss": loss,
-            **{f"val_{k}": v for k, v in figures.items() if k not in ("width_counts", "images")},
+            **{f"val_{key}": figures[key] for key in PER_EPOCH},
             "mean_width": figures["mean_width"],
             "lr": optimizer.param_groups[0]["lr"],
-            "tau": getattr(getattr(model, "controller", None), "tau", None),
             "seconds": seconds,
         }
-        del metrics["val_mean_width"]
         rank = _rank(figures, objective.target)
         if best is None or data.val is None or rank > best["rank"]:
             best = {"epoch": epoch, "rank": rank}
-        content = {
-            "config": asdict(config),
-            "epoch": epoch + 1,
-            "model": model.state_dict(),
-            "ema": None if ema is None else ema.module.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "random": random_state(),
-            "seconds": seconds,
-            "best": best,
-            "num_classes": splits.num_classes,
-            "class_names": list(splits.class_names),
-            "image_shape": list(splits.image_shape),
-            "wandb_id": None if logger is None else logger.run_id,
-        }
         metrics_file.append(metrics)
         if best["epoch"] == epoch:
-            save_checkpoint(best_path, content)
-        save_checkpoint(last_path, content)
+            save(best_path, epoch + 1)
+        save(last_path, epoch + 1)
         line = _epoch_line(metrics, epochs, objective.target)
         console.print(line, highlight=False, soft_wrap=True)
         if logger is not None:
@@ -272,8 +279,8 @@ def set_random_state(state: dict[str, torch.Tensor]) -> None:
 
 def check_trainer(config: TrainConfig) -> None:
     """Raises UserError for a trainer, logger or seed setting out of range."""
-    if config.trainer.epochs < 1:
-        raise UserError(f"trainer.epochs {config.trainer.epochs} must be at least 1")
+    if config.trainer.epochs < 0:
+        raise UserError(f"trainer.epochs {config.trainer.epochs} must not be negative")
     ema = config.trainer.ema
     if ema is not None and not 0 < ema < 1:
         raise UserError(f"trainer.ema {ema} must be in (0, 1), or null for none")

@@ -57,7 +57,11 @@ def pact_input(x: Tensor, alpha: Tensor, width: int, signed: bool) -> Tensor:
 
 
 def lsq(v: Tensor, step: Tensor, width: int, signed: bool, count: int) -> Tensor:
-    """Eqs. 1 and 2 of the LSQ paper; eq. 3 follows from them by autograd."""
+    """Eqs. 1 and 2 of the LSQ paper with the gradients of eqs. 3 and 5.
+
+    The slope of eq. 3 is written as one number an element. Autograd would give it as the
+    difference of two sums that are 2ᵇ times as large, and lose as many digits.
+    """
     if not signed:
         low, high = 0, 2**width - 1
     elif width == 1:
@@ -66,13 +70,14 @@ def lsq(v: Tensor, step: Tensor, width: int, signed: bool, count: int) -> Tensor
         low, high = -(2 ** (width - 1)), 2 ** (width - 1) - 1
     # Section 2.2: the value of the step, with its gradient multiplied by g.
     step = straight_through(step, step / math.sqrt(count * high))
-    bounds = torch.full_like(step, low), torch.full_like(step, high)
-    ratio = clip(v / step, *bounds, gradient_at_low=False)
+    ratio = (v / step).detach()
     if signed and width == 1:
         codes = torch.where(ratio >= 0, 1.0, -1.0).to(v.dtype)
     else:
-        codes = ratio.round()
-    return straight_through(codes, ratio) * step
+        codes = ratio.clamp(low, high).round()
+    inside = (low < ratio) & (ratio < high)
+    slope = torch.where(inside, codes - ratio, codes)
+    return straight_through(codes * step, torch.where(inside, v, 0) + slope * step)
 
 
 def quantize_weight(

@@ -156,6 +156,12 @@ def test_steps_start_from_the_weight_and_the_first_batch(signed):
         assert input_step == pytest.approx(expected_initial_step(x, width, signed), rel=1e-12)
 
 
+def test_steps_of_an_all_zero_weight_and_batch_start_at_one():
+    quantizer = LSQ((1, 4))
+    quantizer.prepare(torch.zeros(3), torch.zeros(2, 3))
+    assert quantizer.weight_step.tolist() == quantizer.input_step.tolist() == [1, 1]
+
+
 def prepared() -> LSQ:
     quantizer = LSQ((2, 4))
     quantizer.prepare(torch.full((3,), 0.75), torch.full((2, 3), 4.0))

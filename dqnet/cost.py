@@ -37,7 +37,7 @@ def static_bit_flops(model: QuantizedModel, bits: float) -> float:
     It is the target of ``target_bits=bits``: bits² × the multiply-accumulates of the quantized
     layers; layers in full precision are not counted.
     """
-    return bits**2 * quantized_macs(model.layers)
+    return float(bits) ** 2 * quantized_macs(model.layers)
 
 
 def quantized_macs(layers: tuple[LayerInfo, ...]) -> int:

@@ -1,0 +1,1 @@
+"""What the README's speed tables are made with."""

@@ -110,19 +110,20 @@ def quantize(
     if not any(layer.role != "full" for layer in layers):
         raise UserError("no layer is left to quantize; full_precision matches every one")
 
+    swaps: dict[nn.Module, nn.Module] = {}
     for layer in layers:
         if layer.role != "full":
             module = model.get_submodule(layer.name)
             form = QuantConv2d if isinstance(module, nn.Conv2d) else QuantLinear
             signed = trace.layers[layer.name].signed
-            swapped = form.from_float(module, layer.widths, quantizer, signed, options)
-            _set_submodule(model, layer.name, swapped)
+            swaps[module] = form.from_float(module, layer.widths, quantizer, signed, options)
 
     head = None
     if routed:
         shape = sample_input.shape if split is None else trace.shapes[split]
         head = Controller(tuple(shape[1:]), len(routed), len(widths), controller)
         head.to(sample_input.device)
+    _swap(model, swaps)  # last, so that a refused conversion leaves the model as it was
     return QuantizedModel(model, head, split, tuple(layers), widths)
 
 
@@ -174,6 +175,9 @@ def _check_patterns(kind: str, patterns: Sequence[str], names: list[str]) -> Non
             raise unknown_name(f"{kind} layer", pattern, names)
 
 
-def _set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+def _swap(model: nn.Module, swaps: dict[nn.Module, nn.Module]) -> None:
+    """Replaces modules under every name that they have."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child in swaps:
+                setattr(parent, name, swaps[child])

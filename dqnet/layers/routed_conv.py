@@ -95,10 +95,10 @@ class _RoutedConv2d(torch.autograd.Function):
         quantizer: Quantizer,
         *weights_and_parameters: Tensor,
     ) -> Tensor:
-        # The quantizer's parameters are arguments only so that autograd asks for their gradients;
-        # the quantizer reads its own.
+        # The quantizer reads its own parameters. They are arguments so that autograd asks for
+        # their gradients, and kept so that it notices if they change before the backward pass.
         weights = weights_and_parameters[: len(quantizer.widths)]
-        ctx.save_for_backward(x, *weights)
+        ctx.save_for_backward(x, *weights_and_parameters)
         ctx.parts = groups, geometry, quantizer
         ctx.has_bias = bias is not None
         if choice is not None:
@@ -120,8 +120,9 @@ class _RoutedConv2d(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, *weights = ctx.saved_tensors
         groups, geometry, quantizer = ctx.parts
+        x, *weights = ctx.saved_tensors
+        weights = weights[: len(quantizer.widths)]
         need_parameters = ctx.needs_input_grad[6 + len(weights) :]
         parameters = [
             p for p, need in zip(quantizer.input_parameters(), need_parameters, strict=True) if need

@@ -141,7 +141,7 @@ def _accept_float_state_dict(
     """
     own = model.state_dict(prefix=prefix)
     theirs = [key for key in state_dict if key.startswith(prefix)]
-    if not theirs or any(key.startswith(prefix + BACKBONE_PREFIX) for key in theirs):
+    if not theirs or any(key in own for key in theirs):
         return
     for key in theirs:
         state_dict[prefix + BACKBONE_PREFIX + key[len(prefix) :]] = state_dict.pop(key)

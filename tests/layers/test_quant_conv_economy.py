@@ -92,7 +92,7 @@ def saved_storages(run) -> dict[int, int]:
 
 @pytest.mark.parametrize("name", QUANTIZERS)
 @pytest.mark.parametrize("routing", ["every width", "one width"])
-def test_the_routed_convolution_keeps_its_input_and_k_weights(name, routing):
+def test_the_routed_convolution_keeps_its_input_k_weights_and_the_live_parameters(name, routing):
     layer, x, choice = case(name, ROUTINGS[routing])
     weights = tuple(
         w.detach().requires_grad_() for w in layer.quantizer.quantize_weight(layer.weight)
@@ -102,7 +102,8 @@ def test_the_routed_convolution_keeps_its_input_and_k_weights(name, routing):
             x, choice, weights, layer.bias, Groups.of(choice), layer.geometry, layer.quantizer
         )
     )
-    expected = {t.untyped_storage().data_ptr() for t in (x, *weights)}
+    parameters = layer.quantizer.input_parameters()  # not copies: they exist in any case
+    expected = {t.untyped_storage().data_ptr() for t in (x, *weights, *parameters)}
     assert set(kept) == expected
 
 

@@ -66,3 +66,13 @@ def test_wrong_widths_are_refused(widths):
 def test_an_unknown_quantizer_is_refused_with_the_nearest_one():
     with pytest.raises(UserError, match="did you mean 'dorefa'"):
         QuantConv2d.from_float(nn.Conv2d(3, 4, 3), (2,), "dorfa")
+
+
+def test_a_clipping_value_changed_before_the_backward_pass_is_noticed():
+    layer = QuantConv2d(2, 3, 3, widths=(2, 3), quantizer="pact")
+    choice = torch.eye(2)
+    y = layer(torch.rand(2, 2, 5, 5), choice)
+    with torch.no_grad():
+        layer.quantizer.alpha.mul_(0.5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()

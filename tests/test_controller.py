@@ -46,8 +46,12 @@ def test_every_form_gives_scores_of_the_right_shape(kind, pool, batch_norm, acti
 def test_the_papers_form_is_two_layers_on_the_mean():
     controller, x = build(PAPER), features()
     pooled = x.numpy().mean((2, 3))
-    hidden = pooled @ controller.fc1.weight.detach().numpy().T + controller.fc1.bias.detach().numpy()
-    scores = hidden @ controller.fc2.weight.detach().numpy().T + controller.fc2.bias.detach().numpy()
+    hidden = (
+        pooled @ controller.fc1.weight.detach().numpy().T + controller.fc1.bias.detach().numpy()
+    )
+    scores = (
+        hidden @ controller.fc2.weight.detach().numpy().T + controller.fc2.bias.detach().numpy()
+    )
     np.testing.assert_allclose(
         controller(x).detach().numpy(), scores.reshape(5, LAYERS, WIDTHS), rtol=1e-4, atol=1e-5
     )

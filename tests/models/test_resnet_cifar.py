@@ -1,4 +1,4 @@
-"""The CIFAR ResNets against the numbers, names and shapes of the paper and the published weights."""
+"""The CIFAR ResNets against the paper and the published weights: numbers, names and shapes."""
 
 import pytest
 import timm

@@ -1,0 +1,265 @@
+"""What a dynamic layer costs: against the textbook form, a static network and full precision.
+
+python -m benchmarks.dynamic                     # every row, about 10 minutes on 2 cores
+python -m benchmarks.dynamic --quick             # a few repetitions of the small network
+python -m benchmarks.dynamic --device cuda --out results/speed_gpu.json
+
+The textbook form (benchmarks/textbook.py) computes every width for the whole batch in plain PyTorch.
+All networks of a row are the same network with the same weights, on the same batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import dqnet
+from benchmarks.measure import Timing, interleaved, machine, saved_bytes
+from benchmarks.textbook import textbook_network
+from dqnet.network import QuantizedModel
+
+SMALL, LARGE = ("resnet20_cifar", 32, 128), ("resnet18", 224, 8)
+WIDTHS = {3: (2, 3, 4), 5: (2, 3, 4, 5, 6), 8: (2, 3, 4, 5, 6, 7, 8, 9)}
+FORMS = ("float", "static", "textbook", "dynamic")
+
+
+def networks(
+    name: str, size: int, k: int, device: torch.device, forms: tuple[str, ...] = FORMS
+) -> dict[str, nn.Module]:
+    """The same network in several forms, with the same initial weights."""
+    torch.manual_seed(0)
+    net = timm.create_model(name, num_classes=10).to(device)
+    sample = torch.zeros(1, 3, size, size, device=device)
+    made: dict[str, nn.Module] = {"float": net}
+    made["static"] = dqnet.quantize(copy.deepcopy(net), sample, widths=(3,))
+    made["dynamic"] = dqnet.quantize(copy.deepcopy(net), sample, widths=WIDTHS[k])
+    made["frozen"] = copy.deepcopy(made["dynamic"])
+    made["frozen"].controller.requires_grad_(False)
+    made["textbook"] = textbook_network(made["dynamic"])
+    return {form: made[form] for form in forms}
+
+
+def batch(size: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Random images and labels."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(count, 3, size, size, generator=generator)
+    return images.to(device), torch.randint(10, (count,), generator=generator).to(device)
+
+
+def loss_of(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """The training loss: cross-entropy and, where there are widths to choose from, the penalty."""
+    if not isinstance(model, QuantizedModel):
+        return F.cross_entropy(model(images), labels)
+    logits, routing = model(images)
+    loss = F.cross_entropy(logits, labels)
+    if routing.shape[1]:
+        loss = loss + dqnet.bit_flops(model, routing).mean() / dqnet.static_bit_flops(model, 3.0)
+    return loss
+
+
+def training_step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
+    """Forward, backward and an SGD update."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+
+    def step() -> None:
+        model.train()
+        optimizer.zero_grad()
+        loss_of(model, images, labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def evaluation_step(model: nn.Module, images: Tensor) -> Callable[[], None]:
+    """A forward pass in evaluation mode, its routing spread over the widths."""
+    routing = None
+    if isinstance(model, QuantizedModel) and model.controller is not None:
+        # An untrained controller's arg-max may choose one width for all; a trained one does not.
+        shape = (len(images), len(model.routed_layers), len(model.widths))
+        generator = torch.Generator().manual_seed(2)
+        chosen = torch.randint(shape[-1], shape[:2], generator=generator)
+        routing = F.one_hot(chosen, shape[-1]).float().to(images.device)
+
+    @torch.no_grad()
+    def step() -> None:
+        model.eval()
+        if routing is None:
+            model(images)
+        else:
+            model(images, routing=routing)
+
+    return step
+
+
+def gradient_error(dtype: torch.dtype) -> float:
+    """Largest relative error of any parameter's gradient against the textbook network's."""
+    name, size, _ = SMALL
+    nets = networks(name, size, 3, torch.device("cpu"), ("textbook", "dynamic"))
+    images, labels = batch(size, 16, torch.device("cpu"))
+    gradients = {}
+    for form, net in nets.items():
+        net.to(dtype).train()
+        torch.manual_seed(3)  # the same Gumbel noise
+        loss_of(net, images.to(dtype), labels).backward()
+        gradients[form] = dict(net.named_parameters())
+    return max(
+        ((p.grad - gradients["textbook"][key].grad).norm() / p.grad.norm()).item()
+        for key, p in gradients["dynamic"].items()
+        if p.grad is not None and p.grad.norm() > 0
+    )
+
+
+def peak_memory(name: str, size: int, count: int, form: str, device: torch.device) -> int:
+    """Bytes that training steps add to this process's peak (or take on the GPU)."""
+    net = networks(name, size, 3, device, (form,))[form]
+    step = training_step(net, *batch(size, count, device))
+    if device.type == "cuda":
+        step()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(2):
+        step()
+    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+
+def _peak_in_a_new_process(network: tuple[str, int, int], form: str, device: str) -> int:
+    code = (
+        "import torch; from benchmarks.dynamic import peak_memory; "
+        f"print(peak_memory(*{network!r}, {form!r}, torch.device({device!r})))"
+    )
+    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                              check=True).stdout)  # fmt: skip
+
+
+class Report:
+    """Rows of figures, printed as a table and written as JSON."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def timings(self, what: str, timings: dict[str, Timing]) -> None:
+        """Adds the alternatives of one comparison."""
+        for form, timing in timings.items():
+            self.rows.append({"what": what, "form": form, **asdict(timing)})
+
+    def ratio(self, what: str, value: float, goal: float) -> None:
+        """Adds a ratio that has a goal."""
+        self.rows.append({"what": what, "ratio": value, "goal": goal})
+
+    def print(self, console: Console) -> None:
+        """Prints times in milliseconds, then ratios against their goals."""
+        times = Table("what", "form", "min ms", "median ms", "max ms")
+        ratios = Table("what", "value", "goal", "reached")
+        for row in self.rows:
+            if "form" in row:
+                values = [f"{1e3 * row[key]:.1f}" for key in ("minimum", "median", "maximum")]
+                times.add_row(row["what"], row["form"], *values)
+            else:
+                reached = "yes" if row["ratio"] <= row["goal"] else "no"
+                ratios.add_row(row["what"], f"{row['ratio']:.3g}", f"≤ {row['goal']:g}", reached)
+        console.print(times, ratios)
+
+
+def run(quick: bool, device: torch.device) -> Report:
+    """Measures every row."""
+    report = Report()
+    gpu = device.type == "cuda"
+    cases = {"ResNet-20": (SMALL[0], 32, 256 if gpu else 128)}
+    if not quick:
+        cases["ResNet-18"] = (LARGE[0], 224, 256 if gpu else 8)
+    repetitions = 5 if quick else 15
+    for label, (name, size, count) in cases.items():
+        goal = 0.58 if name == SMALL[0] else 0.60
+        images, labels = batch(size, count, device)
+        nets = networks(name, size, 3, device, (*FORMS, "frozen"))
+        steps = {form: training_step(net, images, labels) for form, net in nets.items()}
+        t = interleaved(steps, repetitions, 3, device)
+        what = f"{label} training step, {count} images"
+        report.timings(what, t)
+        report.ratio(
+            f"{what}: dynamic / textbook", t["dynamic"].median / t["textbook"].median, goal
+        )
+        report.ratio(f"{what}: static / float", t["static"].median / t["float"].median, 1.25)
+
+        nets.pop("frozen")
+        steps = {form: evaluation_step(net, images) for form, net in nets.items()}
+        t = interleaved(steps, 2 * repetitions, 3, device)
+        what = f"{label} evaluation, {count} images"
+        report.timings(what, t)
+        report.ratio(f"{what}: dynamic / textbook", t["dynamic"].median / t["textbook"].median, 0.5)
+        report.ratio(f"{what}: dynamic / static", t["dynamic"].median / t["static"].median, 1.15)
+
+        saved = {
+            form: saved_bytes(
+                lambda net=nets[form]: loss_of(net.train(), images, labels),
+                list(nets[form].parameters()),
+            )
+            for form in ("textbook", "dynamic")
+        }
+        ratio = saved["dynamic"] / saved["textbook"]
+        report.ratio(f"{label} bytes kept for backward: dynamic / textbook", ratio, 0.45)
+        peak = {
+            form: _peak_in_a_new_process((name, size, count), form, str(device))
+            for form in ("textbook", "dynamic")
+        }
+        ratio = peak["dynamic"] / peak["textbook"]
+        report.ratio(f"{label} peak memory: dynamic / textbook", ratio, 0.45)
+
+    _growth(report, quick, device)
+    report.ratio("gradients, float64: relative error", gradient_error(torch.float64), 1e-10)
+    report.ratio("gradients, float32: relative error", gradient_error(torch.float32), 1e-5)
+    return report
+
+
+def _growth(report: Report, quick: bool, device: torch.device) -> None:
+    name, size, count = SMALL
+    images, labels = batch(size, count, device)
+    repetitions = 5 if quick else 15
+    nets = {k: networks(name, size, k, device, ("textbook", "dynamic")) for k in WIDTHS}
+    steps = {f"K = {k}": evaluation_step(nets[k]["dynamic"], images) for k in nets}
+    t = interleaved(steps, 2 * repetitions, 3, device)
+    report.timings("growth: ResNet-20 evaluation", t)
+    for k in (5, 8):
+        ratio = t[f"K = {k}"].median / t["K = 3"].median
+        report.ratio(f"growth: evaluation, K = {k} / K = 3", ratio, 1.10)
+    steps = {form: training_step(net, images, labels) for form, net in nets[8].items()}
+    t = interleaved(steps, repetitions, 2, device)
+    report.timings("growth: ResNet-20 training step, K = 8", t)
+    ratio = t["dynamic"].median / t["textbook"].median
+    report.ratio("growth: training step, K = 8: dynamic / textbook", ratio, 0.5)
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a few repetitions, one network")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--out", type=Path, help="where the JSON goes")
+    arguments = parser.parse_args()
+    report = run(arguments.quick, torch.device(arguments.device))
+    report.print(Console())
+    content = {"machine": machine(), "command": " ".join(sys.argv[1:]), "rows": report.rows}
+    if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Fair timings on a noisy machine: alternatives take turns, and ratios are of medians."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one step, over the repetitions."""
+
+    minimum: float
+    median: float
+    maximum: float
+
+
+def interleaved(
+    steps: dict[str, Callable[[], Any]], repetitions: int, warm_up: int, device: torch.device
+) -> dict[str, Timing]:
+    """Times each step once per repetition, all of them in turn.
+
+    Args:
+        steps: what to time, by name.
+        repetitions: how often each is timed.
+        warm_up: rounds before that.
+        device: whose work a step waits for.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for i in range(warm_up + repetitions):
+        for name, step in steps.items():
+            _wait(device)
+            began = time.perf_counter()
+            step()
+            _wait(device)
+            if i >= warm_up:
+                seconds[name].append(time.perf_counter() - began)
+    return {
+        name: Timing(min(values), statistics.median(values), max(values))
+        for name, values in seconds.items()
+    }
+
+
+def saved_bytes(step: Callable[[], Any], parameters: list[Tensor]) -> int:
+    """Bytes that autograd keeps for the backward pass of ``step``, each storage counted once.
+
+    Parameters are not counted: they exist in any case.
+    """
+    own = {p.untyped_storage().data_ptr() for p in parameters}
+    storages: dict[int, tuple[int, Tensor]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            # Kept alive, so that no address is used twice.
+            storages[storage.data_ptr()] = storage.nbytes(), tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = step()
+    del result
+    return sum(size for size, _ in storages.values())
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on and with."""
+    with open("/proc/cpuinfo") as file:
+        models = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else platform.processor(),
+        "cores": len(models),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+    }
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()

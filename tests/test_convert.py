@@ -1,0 +1,419 @@
+"""Which layer becomes what, for every family of backbones, and what conversion refuses."""
+
+import fnmatch
+
+import pytest
+import timm
+import torch
+from timm.layers import ScaledStdConv2d
+from torch import nn
+
+import dqnet
+from dqnet import ControllerConfig, UserError
+from dqnet.layers import QuantConv2d, QuantLinear
+
+# name: (first convolution, classifier, modules up to the split point, routed layers).
+# The last is counted from the papers' tables: e.g. 3 convolutions in each of the 4 + 6 + 3
+# bottlenecks behind ResNet-50's first stage.
+FAMILIES = {
+    "resnet18": ("conv1", "fc", ["layer1.*"], 2 * (2 + 2 + 2)),
+    "resnet34": ("conv1", "fc", ["layer1.*"], 2 * (4 + 6 + 3)),
+    "resnet50": ("conv1", "fc", ["layer1.*"], 3 * (4 + 6 + 3)),
+    "resnet101": ("conv1", "fc", ["layer1.*"], 3 * (4 + 23 + 3)),
+    # inverted residuals 3, 4, 3, 3, 1 times, and the last convolution
+    "mobilenetv2_100": (
+        "conv_stem",
+        "classifier",
+        ["blocks.0.*", "blocks.1.*"],
+        3 * (3 + 4 + 3 + 3 + 1) + 1,
+    ),
+    # with two squeeze-and-excite layers each, 2, 3, 3, 4, 1 times
+    "efficientnet_b0": (
+        "conv_stem",
+        "classifier",
+        ["blocks.0.*", "blocks.1.*"],
+        5 * (2 + 3 + 3 + 4 + 1) + 1,
+    ),
+    # 1, 1, 4, 7 blocks
+    "regnetx_002": ("stem.conv", "head.fc", ["s1.*"], 3 * (1 + 4 + 7)),
+    "regnety_002": ("stem.conv", "head.fc", ["s1.*"], 5 * (1 + 4 + 7)),
+    "resnet20_cifar": ("conv1", "linear", ["layer1.*"], 2 * (3 + 3)),
+    "resnet110_cifar": ("conv1", "linear", ["layer1.*"], 2 * (18 + 18)),
+}
+#: a last scale of zero gives the layers before it, and so the controller, no gradient at all
+ZERO_INIT = ("resnet18", "resnet34", "resnet50", "resnet101", "regnetx_002", "regnety_002")
+SIZE = 32
+
+
+def create(name, **kwargs):
+    if name in ZERO_INIT:
+        kwargs["zero_init_last"] = False
+    return timm.create_model(name, num_classes=5, **kwargs)
+
+
+def images(n=3, size=SIZE):
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    """A family's name, its float parameters and modules by name, and the converted model."""
+    torch.manual_seed(0)
+    model = create(request.param)
+    parameters = dict(model.named_parameters())
+    weighted = [n for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    converted = dqnet.quantize(model, torch.zeros(1, 3, SIZE, SIZE), (2, 3, 4))
+    return request.param, parameters, weighted, converted
+
+
+class Net(nn.Module):
+    """Declares its layers in another order than it runs them."""
+
+    def __init__(self, conv=nn.Conv2d):
+        super().__init__()
+        self.fc2 = nn.Linear(6, 3)
+        self.fc1 = nn.Linear(8, 6)
+        self.late = conv(8, 8, 3, padding=1)
+        self.early = nn.Conv2d(4, 8, 3, padding=1)
+        self.shortcut = nn.Conv2d(4, 8, 1)
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.act = nn.ReLU()
+        self.unused = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        x = self.act(self.stem(x))
+        x = self.act(self.early(x)) + self.shortcut(x)
+        x = self.act(self.late(x)).mean((2, 3))
+        return self.fc2(self.act(self.fc1(x)))
+
+
+def convert(model=None, widths=(2, 3, 4), shared_until="act", **kwargs):
+    sample = torch.zeros(1, 3, 8, 8)
+    return dqnet.quantize(model or Net(), sample, widths, shared_until=shared_until, **kwargs)
+
+
+def roles(model):
+    return {layer.name: layer.role for layer in model.layers}
+
+
+def named(model, role):
+    return [layer.name for layer in model.layers if layer.role == role]
+
+
+# Every family
+
+
+def test_first_convolution_and_classifier_stay_in_full_precision(family):
+    name, _, _, model = family
+    assert named(model, "full") == list(FAMILIES[name][:2])
+
+
+def test_shared_layers_and_shortcut_projections_are_static(family):
+    name, _, weighted, model = family
+    expected = [
+        layer
+        for layer in weighted
+        if "downsample" in layer or any(fnmatch.fnmatch(layer, p) for p in FAMILIES[name][2])
+    ]
+    assert named(model, "static") == expected
+
+
+def test_the_rest_is_routed_in_execution_order(family):
+    """These backbones declare their layers in the order in which they run them."""
+    name, _, weighted, model = family
+    kept = {*named(model, "full"), *named(model, "static")}
+    assert named(model, "routed") == [layer for layer in weighted if layer not in kept]
+    assert len(model.routed_layers) == FAMILIES[name][3]
+
+
+def test_layers_have_the_widths_of_their_role(family):
+    model = family[3]
+    widths = {"full": (32,), "static": (3,), "routed": (2, 3, 4)}
+    assert all(layer.widths == widths[layer.role] for layer in model.layers)
+
+
+def test_modules_are_swapped_according_to_their_role(family):
+    model = family[3]
+    for layer in model.layers:
+        module = model.backbone.get_submodule(layer.name)
+        if layer.role == "full":
+            assert not isinstance(module, (QuantConv2d, QuantLinear)), layer.name
+        else:
+            assert isinstance(module, QuantConv2d) and module.widths == layer.widths, layer.name
+
+
+def test_the_backbone_holds_the_float_models_own_parameters(family):
+    _, parameters, _, model = family
+    own = dict(model.backbone.named_parameters())
+    assert own.keys() == parameters.keys()
+    assert all(own[name] is parameters[name] for name in parameters)
+
+
+def test_a_training_step_reaches_the_controller_and_every_weight(family):
+    model = family[3].train()
+    model.zero_grad()
+    torch.manual_seed(0)
+    logits, routing = model(images())
+    logits.square().mean().backward()
+    assert logits.shape == (3, 5) and routing.shape == (3, len(model.routed_layers), 3)
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    assert model.controller.fc1.weight.grad.abs().sum() > 0
+    for layer in model.routed_layers:
+        assert model.backbone.get_submodule(layer.name).weight.grad.any(), layer.name
+
+
+def test_training_draws_a_routing_of_its_own_for_every_image(family):
+    model = family[3].train()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        routing = model(images()).routing
+    assert (routing.sum(-1) == 1).all()
+    assert not torch.equal(routing[0], routing[1])
+
+
+def test_evaluation_is_deterministic(family):
+    model = family[3].eval()
+    with torch.no_grad():
+        torch.manual_seed(1)
+        first = model(images())
+        torch.manual_seed(2)
+        second = model(images())
+    assert torch.equal(first.logits, second.logits)
+    assert torch.equal(first.routing, second.routing)
+
+
+# Roles on a small network
+
+
+def test_execution_order_counts_not_the_order_of_declaration():
+    assert [layer.name for layer in convert().layers] == [
+        "stem",
+        "early",
+        "shortcut",
+        "late",
+        "fc1",
+        "fc2",
+    ]
+
+
+def test_roles_of_a_small_network():
+    assert roles(convert()) == {
+        "stem": "full",
+        "early": "routed",
+        "shortcut": "static",
+        "late": "routed",
+        "fc1": "static",  # fully connected layers always are
+        "fc2": "full",
+    }
+
+
+def test_layers_before_the_split_points_first_output_are_shared():
+    """``act`` is called four times; its first output is the split."""
+    assert named(convert(shared_until="early"), "routed") == ["late"]
+
+
+def test_a_layer_that_never_ran_stays_as_it_was():
+    model = convert()
+    assert "unused" not in roles(model)
+    assert type(model.backbone.unused) is nn.Conv2d
+
+
+def test_one_width_makes_every_other_layer_static_at_it():
+    model = convert(widths=(5,))
+    assert model.controller is None and model.split_point is None
+    assert named(model, "routed") == []
+    assert {layer.widths for layer in model.layers if layer.role == "static"} == {(5,)}
+
+
+@pytest.mark.parametrize(
+    ("widths", "static_width", "expected"),
+    [((2, 3, 4), None, 3), ((2, 4), None, 4), ((2, 3, 4, 5), None, 4), ((2, 3, 4), 8, 8)],
+)
+def test_static_width(widths, static_width, expected):
+    model = convert(widths=widths, static_width=static_width)
+    assert {layer.widths for layer in model.layers if layer.role == "static"} == {(expected,)}
+
+
+def test_full_precision_patterns_replace_the_default():
+    model = convert(full_precision=["*c1", "late"])
+    assert named(model, "full") == ["late", "fc1"]
+    assert roles(model)["stem"] == "static" and roles(model)["fc2"] == "static"
+
+
+def test_no_full_precision_pattern_quantizes_every_layer():
+    assert named(convert(full_precision=[]), "full") == []
+
+
+def test_static_patterns_replace_the_default():
+    model = convert(static=["late"])
+    assert named(model, "static") == ["late", "fc1"]
+    assert named(model, "routed") == ["early", "shortcut"]
+
+
+def test_full_precision_goes_before_static():
+    assert roles(convert(static=["late"], full_precision=["late"]))["late"] == "full"
+
+
+def test_the_default_static_patterns_may_match_nothing():
+    model = dqnet.quantize(timm.create_model("resnet20_cifar"), images(1))
+    assert not [layer for layer in named(model, "static") if "layer1" not in layer]
+
+
+def test_the_separate_controller_shares_nothing():
+    model = dqnet.quantize(
+        create("resnet20_cifar"), images(1), controller=ControllerConfig(kind="separate")
+    )
+    names = [layer.name for layer in model.layers]
+    assert model.split_point is None
+    assert named(model, "routed") == names[1:-1] and len(names) == 20
+
+
+def test_the_separate_controller_routes_and_learns():
+    model = dqnet.quantize(
+        create("resnet20_cifar"), images(1), controller=ControllerConfig(kind="separate")
+    )
+    model(images()).logits.square().mean().backward()
+    assert model.controller.body[0].weight.grad.abs().sum() > 0
+
+
+def test_a_module_with_two_names_is_swapped_under_both():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 1)
+            self.a = nn.Conv2d(4, 4, 1)
+            self.b = self.a
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.fc(self.b(self.a(self.stem(x))).mean((2, 3)))
+
+    model = convert(Tied(), widths=(2,))
+    assert isinstance(model.backbone.a, QuantConv2d)
+    assert model.backbone.b is model.backbone.a
+
+
+def test_the_training_mode_is_kept():
+    model = Net().eval()
+    assert not any(module.training for module in convert(model).backbone.modules())
+
+
+def test_conversion_twice_gives_the_same_layers():
+    assert convert().layers == convert().layers
+
+
+@pytest.mark.parametrize("quantizer", ["dorefa", "pact", "lsq"])
+def test_signs_of_inputs_reach_the_quantizers(quantizer):
+    """``late`` reads the sum of a ReLU and a projection without one."""
+    backbone = convert(full_precision=["fc2"], quantizer=quantizer).backbone
+    signs = {n: m.quantizer.signed for n, m in backbone.named_modules() if hasattr(m, "quantizer")}
+    assert signs == {"stem": True, "early": False, "shortcut": False, "late": True, "fc1": False}
+
+
+def test_options_reach_the_quantizers():
+    backbone = convert(quantizer="pact", options={"alpha_init": 2.5}).backbone
+    assert [backbone.get_submodule(n).quantizer.alpha.item() for n in ("early", "fc1")] == [2.5] * 2
+
+
+# Errors
+
+
+@pytest.mark.parametrize("kind", ["full_precision", "static"])
+def test_a_pattern_that_matches_nothing_names_the_nearest(kind):
+    with pytest.raises(UserError, match=f"unknown {kind} layer 'erly'; did you mean 'early'"):
+        convert(**{kind: ["late", "erly"]})
+
+
+def test_an_unknown_split_point_names_the_nearest():
+    with pytest.raises(UserError, match="unknown split point 'layr1'; did you mean 'layer1'"):
+        dqnet.quantize(create("resnet20_cifar"), images(1), shared_until="layr1")
+
+
+def test_an_empty_split_point_is_unknown():
+    with pytest.raises(UserError, match="unknown split point ''"):
+        convert(shared_until="")
+
+
+def test_a_split_point_that_leaves_nothing_to_route():
+    with pytest.raises(UserError, match="'layer3' leaves nothing to route"):
+        dqnet.quantize(create("resnet20_cifar"), images(1), shared_until="layer3")
+
+
+def test_a_split_point_that_returns_a_vector():
+    with pytest.raises(UserError, match=r"'fc1' returns shape .*feature maps"):
+        convert(shared_until="fc1")
+
+
+def test_a_split_point_that_never_ran():
+    with pytest.raises(UserError, match="'unused' never returned a tensor"):
+        convert(shared_until="unused")
+
+
+def test_a_model_without_listed_stages_needs_a_split_point():
+    with pytest.raises(UserError, match="name the last shared module with shared_until"):
+        convert(shared_until="auto")
+
+
+def test_the_shared_controller_needs_a_split_point():
+    with pytest.raises(UserError, match="name it in shared_until"):
+        convert(shared_until=None)
+
+
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ([], "widths is empty"),
+        ([0, 2], "width 0 is out of range; valid: 1 to 16"),
+        ([4, 17], "width 17 is out of range"),
+        ([4, 32], "full precision, which is the unconverted model"),
+        ([2.5, 3], "2.5 is not an integer"),
+        ([True, 3], "True is not an integer"),
+        ([3, 2], r"e.g. \(2, 3\)"),
+        ([2, 2, 3], r"e.g. \(2, 3\)"),
+    ],
+)
+def test_bad_widths(widths, message):
+    with pytest.raises(UserError, match=message):
+        convert(widths=widths)
+
+
+@pytest.mark.parametrize("width", [0, 17, 2.5])
+def test_bad_static_width(width):
+    with pytest.raises(UserError, match=f"width {width} is"):
+        convert(static_width=width)
+
+
+def test_an_unknown_quantizer_names_the_nearest():
+    with pytest.raises(UserError, match="unknown quantizer 'dorfa'; did you mean 'dorefa'"):
+        convert(quantizer="dorfa")
+
+
+def test_a_bad_controller_setting():
+    with pytest.raises(UserError, match="unknown controller pool"):
+        convert(controller=ControllerConfig(pool="max"))
+
+
+def test_a_convolution_that_computes_something_else_is_refused():
+    with pytest.raises(UserError, match=r"'late' is a ScaledStdConv2d.*full_precision=.*'late'"):
+        convert(Net(ScaledStdConv2d))
+
+
+def test_a_convolution_that_computes_something_else_may_stay():
+    model = convert(Net(ScaledStdConv2d), full_precision=["stem", "fc2", "late"])
+    assert type(model.backbone.late) is ScaledStdConv2d
+
+
+def test_nothing_left_to_quantize():
+    with pytest.raises(UserError, match="full_precision matches every one"):
+        convert(widths=(3,), full_precision=["*"])
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [{"full_precision": ["none"]}, {"shared_until": "fc1"}, {"controller": ControllerConfig("x")}],
+)
+def test_a_refused_conversion_leaves_the_model_as_it_was(mistake):
+    model = Net()
+    with pytest.raises(UserError):
+        convert(model, **mistake)
+    assert [type(m) for m in model.modules()] == [type(m) for m in Net().modules()]

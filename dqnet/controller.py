@@ -63,14 +63,15 @@ class Controller(nn.Module):
         self.fc2 = nn.Linear(config.hidden, layers * widths)
 
     def forward(self, features: Tensor) -> Tensor:
-        """``[N, C, H, W]`` to scores ``[N, L, K]`` in float32, log-probabilities up to a constant.
+        """``[N, C, H, W]`` to scores ``[N, L, K]``, log-probabilities up to a constant.
 
-        Reading the features does not change what the rest of the network learns from them, but
-        the controller's gradient reaches the shared layers, as in the paper.
+        It computes in the precision of its own parameters, mixed precision or not: it is small,
+        and near ties are what it is there to decide.
         """
-        x = self.norm(self.pool(self.body(features).float()))
-        x = self.fc2(self.act(self.fc1(self.dropout(x))))
-        return x.float().unflatten(1, self.shape)
+        with torch.autocast(features.device.type, enabled=False):
+            x = self.pool(self.body(features.to(self.fc1.weight.dtype)))
+            x = self.fc2(self.act(self.fc1(self.dropout(self.norm(x)))))
+        return x.unflatten(1, self.shape)
 
     def macs(self) -> int:
         """Multiply-accumulates for one image; pooling counts one per element and statistic."""

@@ -50,7 +50,8 @@ def quantize(
         shared_until: module name of the split point: layers that run before its output appears
             are static, and the shared controller reads that output. ``"auto"``: the first stage
             after the stem (the second entry of timm's ``feature_info``). ``None``: no shared
-            layers, for the separate controller, whose ``"auto"`` it is.
+            layers, for the separate controller, whose ``"auto"`` it is. A static network has no
+            split point.
         static_width: the width of static layers; by default the middle of ``widths`` (the upper
             of the two middle ones).
         full_precision: name patterns (as of a shell) of layers to leave as they are; by default
@@ -64,8 +65,13 @@ def quantize(
         UserError: for an unknown name, a bad width, a pattern that matches nothing, a split point
             that does not exist or leaves nothing to route, or a layer that cannot be converted.
     """
+    if any(isinstance(module, (QuantConv2d, QuantLinear)) for module in model.modules()):
+        raise UserError("the model is already converted; convert a float one")
     widths = check_widths(widths)
     quantizer = find_quantizer(quantizer)
+    static = [static] if isinstance(static, str) else static
+    if isinstance(full_precision, str):
+        full_precision = [full_precision]
     controller = controller or ControllerConfig()
     if static_width is None:
         static_width = widths[len(widths) // 2]
@@ -79,9 +85,7 @@ def quantize(
     if tuple(static) != DEFAULT_STATIC:
         _check_patterns("static", static, names)
 
-    split = None
-    if len(widths) > 1:
-        split = _split_point(model, trace, shared_until, controller)
+    split = _split_point(model, trace, shared_until, controller, dynamic=len(widths) > 1)
 
     layers = []
     for name, traced in trace.layers.items():
@@ -119,12 +123,13 @@ def quantize(
             swaps[module] = form.from_float(module, layer.widths, quantizer, signed, options)
 
     head = None
+    source = split if routed and controller.kind == "shared" else None  # None: the image
     if routed:
-        shape = sample_input.shape if split is None else trace.shapes[split]
+        shape = sample_input.shape if source is None else trace.shapes[source]
         head = Controller(tuple(shape[1:]), len(routed), len(widths), controller)
         head.to(sample_input.device)
     _swap(model, swaps)  # last, so that a refused conversion leaves the model as it was
-    return QuantizedModel(model, head, split, tuple(layers), widths)
+    return QuantizedModel(model, head, source, tuple(layers), widths)
 
 
 def _first_and_last(model: nn.Module, trace: Trace) -> list[str]:
@@ -134,10 +139,15 @@ def _first_and_last(model: nn.Module, trace: Trace) -> list[str]:
 
 
 def _split_point(
-    model: nn.Module, trace: Trace, name: str | None, controller: ControllerConfig
+    model: nn.Module,
+    trace: Trace,
+    name: str | None,
+    controller: ControllerConfig,
+    dynamic: bool,
 ) -> str | None:
+    """The module after which layers are routed; ``None``: from the start, or nowhere."""
     if name == "auto":
-        if controller.kind == "separate":
+        if controller.kind == "separate" or not dynamic:
             return None
         stages = getattr(model, "feature_info", None) or []
         # timm lists the stem first; some models hold a FeatureInfo object, which lists alike.
@@ -149,7 +159,7 @@ def _split_point(
             )
         name = stages[1]
     if name is None:
-        if controller.kind == "shared":
+        if controller.kind == "shared" and dynamic:
             raise UserError("a shared controller reads a module's output: name it in shared_until")
         return None
     modules = dict(model.named_modules())
@@ -157,7 +167,7 @@ def _split_point(
         raise unknown_name("split point", name, [n for n in modules if n])
     if name not in trace.shapes:
         raise UserError(f"split point {name!r} never returned a tensor when the model ran")
-    if controller.kind == "shared" and len(trace.shapes[name]) != 4:
+    if dynamic and controller.kind == "shared" and len(trace.shapes[name]) != 4:
         raise UserError(
             f"split point {name!r} returns shape {list(trace.shapes[name])}; "
             "the controller reads feature maps [N, C, H, W]: choose an earlier module"

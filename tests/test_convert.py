@@ -288,7 +288,7 @@ def test_a_module_with_two_names_is_swapped_under_both():
         def forward(self, x):
             return self.fc(self.b(self.a(self.stem(x))).mean((2, 3)))
 
-    model = convert(Tied(), widths=(2,))
+    model = convert(Tied(), widths=(2,), shared_until="auto")
     assert isinstance(model.backbone.a, QuantConv2d)
     assert model.backbone.b is model.backbone.a
 
@@ -417,3 +417,32 @@ def test_a_refused_conversion_leaves_the_model_as_it_was(mistake):
     with pytest.raises(UserError):
         convert(model, **mistake)
     assert [type(m) for m in model.modules()] == [type(m) for m in Net().modules()]
+
+
+@pytest.mark.parametrize("widths", [(3,), (2, 3)])
+def test_a_misspelt_split_point_is_refused_in_static_networks_too(widths):
+    with pytest.raises(UserError, match="unknown split point 'actt'; did you mean 'act'"):
+        convert(widths=widths, shared_until="actt")
+
+
+def test_an_option_that_the_quantizer_does_not_take_is_refused_by_name():
+    with pytest.raises(
+        UserError, match="unknown option of PACT 'alpha'; did you mean 'alpha_init'"
+    ):
+        convert(quantizer="pact", options={"alpha": 1.0})
+
+
+def test_a_single_pattern_may_be_a_string():
+    one, many = convert(static="late"), convert(static=["late"])
+    assert one.layers == many.layers
+    assert [layer.role for layer in one.layers if layer.name == "late"] == ["static"]
+
+
+def test_converting_twice_is_refused():
+    with pytest.raises(UserError, match="already converted"):
+        dqnet.quantize(convert().backbone, torch.zeros(1, 3, 8, 8))
+
+
+def test_the_separate_controller_reads_the_image_whatever_the_split_point():
+    model = convert(shared_until="act", controller=ControllerConfig(kind="separate"))
+    assert model.split_point is None and model.controller.input_shape[0] == 3

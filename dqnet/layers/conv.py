@@ -13,7 +13,7 @@ from dqnet.errors import UserError
 from dqnet.layers.groups import Groups
 from dqnet.layers.routed_conv import ConvGeometry, routed_conv2d
 from dqnet.layers.router import Router
-from dqnet.quantizers import Quantizer, find_quantizer
+from dqnet.quantizers import Quantizer, build_quantizer
 
 
 class QuantConv2d(nn.Conv2d):
@@ -57,7 +57,7 @@ class QuantConv2d(nn.Conv2d):
         self.geometry = ConvGeometry(
             stride=self.stride, dilation=self.dilation, groups=self.groups, **margins
         )
-        self.quantizer = find_quantizer(quantizer)(widths, signed=signed, **(options or {}))
+        self.quantizer = build_quantizer(quantizer, widths, signed, options)
         self.router: Router | None = None
         self.column: int | None = None
 
@@ -85,7 +85,7 @@ class QuantConv2d(nn.Conv2d):
                 widths=(1,),
             )
         layer.weight, layer.bias = conv.weight, conv.bias
-        layer.quantizer = find_quantizer(quantizer)(widths, signed=signed, **(options or {}))
+        layer.quantizer = build_quantizer(quantizer, widths, signed, options)
         layer.quantizer.to(conv.weight.device)
         return layer.train(conv.training)
 

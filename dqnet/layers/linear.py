@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dqnet.errors import UserError
-from dqnet.quantizers import Quantizer, find_quantizer
+from dqnet.quantizers import Quantizer, build_quantizer
 
 
 class QuantLinear(nn.Linear):
@@ -32,7 +32,7 @@ class QuantLinear(nn.Linear):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.quantizer = find_quantizer(quantizer)(widths, signed=signed, **(options or {}))
+        self.quantizer = build_quantizer(quantizer, widths, signed, options)
         if len(self.widths) != 1:
             raise UserError(f"QuantLinear is static: one width, not {self.widths}")
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
+from collections.abc import Sequence
+from typing import Any
 
 from dqnet.errors import unknown_name
 from dqnet.quantizers.base import MAX_WIDTH, MIN_WIDTH, Quantizer, check_widths
@@ -29,6 +32,26 @@ def find_quantizer(quantizer: str | type[Quantizer]) -> type[Quantizer]:
     return quantizer
 
 
+def build_quantizer(
+    quantizer: str | type[Quantizer],
+    widths: Sequence[int],
+    signed: bool,
+    options: dict[str, Any] | None,
+) -> Quantizer:
+    """A layer's quantizer.
+
+    Raises:
+        UserError: for an unknown name, a bad width, or an option that the quantizer does not take.
+    """
+    form = find_quantizer(quantizer)
+    known = inspect.signature(form).parameters
+    for option in options or {}:
+        if option not in known or option in ("widths", "signed"):
+            valid = sorted(set(known) - {"widths", "signed"})
+            raise unknown_name(f"option of {form.__name__}", option, valid or ["none"])
+    return form(widths, signed=signed, **(options or {}))
+
+
 __all__ = [
     "LSQ",
     "MAX_WIDTH",
@@ -36,6 +59,7 @@ __all__ = [
     "PACT",
     "DoReFa",
     "Quantizer",
+    "build_quantizer",
     "check_widths",
     "dorefa_activation",
     "dorefa_weight",

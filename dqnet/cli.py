@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from dqnet.errors import UserError, unknown_name
 
@@ -25,6 +26,8 @@ T = TypeVar("T")
 
 #: set this environment variable to see where an error came from
 TRACEBACK = "DQNET_TRACEBACK"
+#: what Hydra's ValueError says about model=3
+_BAD_CHOICE = "Config group override must be"
 
 
 def to_object(schema: type[T], config: DictConfig) -> T:
@@ -33,9 +36,12 @@ def to_object(schema: type[T], config: DictConfig) -> T:
     Raises:
         UserError: for a missing value, a wrong type, or a key that the schema does not have.
     """
+    structured = OmegaConf.structured(schema)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), config)
-        return OmegaConf.to_object(merged)
+        _check_tables(structured, config)
+        return OmegaConf.to_object(OmegaConf.merge(structured, config))
+    except ConfigKeyError as error:
+        raise unknown_name("setting", error.full_key, _keys(structured)) from error
     except OmegaConfBaseException as error:
         raise UserError(_omegaconf_line(error)) from error
 
@@ -81,7 +87,7 @@ def job(run: Callable[[], T], folder: Path | None = None) -> T:
         if os.environ.get(TRACEBACK) or HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
         # Not an Exception, so Hydra does not add its own account of it.
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {_one_line(error)}")
 
 
 def start(main: Callable[[], Any], config_dir: Path, config_name: str) -> None:
@@ -97,8 +103,8 @@ def start(main: Callable[[], Any], config_dir: Path, config_name: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         main()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        if os.environ.get(TRACEBACK):
+    except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
+        if os.environ.get(TRACEBACK) or not _is_mistake(error):
             raise
         sys.exit(f"error: {_line(error, config_dir, config_name)}")
     except KeyboardInterrupt:
@@ -110,17 +116,35 @@ def _remove_traces(folder: Path) -> None:
     shutil.rmtree(folder / ".hydra", ignore_errors=True)
     for log in folder.glob("*.log"):
         log.unlink()
+    metrics = folder / "metrics.jsonl"
+    if metrics.exists() and not metrics.stat().st_size:
+        metrics.unlink()
     if folder.exists() and not any(folder.iterdir()):
         folder.rmdir()
 
 
+def _is_mistake(error: Exception) -> bool:
+    """Whether an error is the user's; OSError: a folder that cannot be made or written."""
+    if isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError):
+        return True
+    return _BAD_CHOICE in str(error)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
 def _line(error: Exception, config_dir: Path, config_name: str) -> str:
     """One line that says what is wrong and what would be right."""
-    message = " ".join(str(error).split())
+    message = _one_line(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
-        hint = "(any timm model: model.name=NAME)" if group == "model" else ""
-        return str(unknown_name(group or "configuration", choice, error.options or [], hint))
+        return str(_unknown_choice(config_dir, group, choice, error.options))
+    if _BAD_CHOICE in message:
+        return _bad_choice_line(config_dir) or message
+    if "missing EQUAL" in message:
+        argument = message.partition("override '")[2].partition("'")[0]
+        return f"{argument!r} has no value: settings are NAME=VALUE, see --cfg job"
     key = re.search(r"Could not override '([^'@]+)'", message)
     if key is None:
         return message
@@ -128,6 +152,43 @@ def _line(error: Exception, config_dir: Path, config_name: str) -> str:
     if key[1] in settings:
         return f"{key[1]} is a table: add to it with +{key[1]}.NAME=VALUE"
     return str(unknown_name("setting", key[1], settings, "(--cfg job shows all)"))
+
+
+def _bad_choice_line(config_dir: Path) -> str | None:
+    """Hydra does not say which argument chose a number or null: the first that chooses no file."""
+    for argument in sys.argv[1:]:
+        key, _, value = argument.partition("=")
+        group = config_dir / key.lstrip("+")
+        if not key:
+            return f"{argument!r} has no name: settings are NAME=VALUE, see --cfg job"
+        if group.is_dir() and not (group / f"{value}.yaml").exists():
+            return str(_unknown_choice(config_dir, key.lstrip("+"), value))
+    return None
+
+
+def _unknown_choice(
+    config_dir: Path, group: str, choice: str, options: list[str] | None = None
+) -> UserError:
+    hint = "(any timm model: model.name=NAME)" if group == "model" else ""
+    valid = options or [file.stem for file in (config_dir / group).glob("*.yaml")]
+    return unknown_name(group or "configuration", choice, valid, hint)
+
+
+def _check_tables(structured: DictConfig, config: DictConfig, prefix: str = "") -> None:
+    """Raises UserError for a value where the schema has a table, as in quant.controller=paper."""
+    for key in structured:
+        schema = OmegaConf.get_type(structured, key)
+        value = OmegaConf.select(config, key)
+        if not is_dataclass(schema) or value is None:
+            continue
+        name = f"{prefix}{key}"
+        if not isinstance(value, DictConfig):
+            raise UserError(
+                f"{name} is a table, not {value!r}: set {name}.NAME=VALUE, "
+                f"or choose a file of conf/{name.replace('.', '/')} with "
+                f"{name.replace('.', '/')}=NAME"
+            )
+        _check_tables(structured[key], value, f"{name}.")
 
 
 def _omegaconf_line(error: OmegaConfBaseException) -> str:
@@ -145,11 +206,15 @@ def _known_settings(config_dir: Path, config_name: str) -> list[str]:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir), version_base="1.3"):
         config = compose(config_name)
-    return list(_keys(OmegaConf.to_container(config)))
+    return list(_keys(config))
 
 
-def _keys(tree: Any, prefix: str = "") -> Iterable[str]:
+def _keys(config: DictConfig) -> Iterable[str]:
+    return _dotted(OmegaConf.to_container(config))
+
+
+def _dotted(tree: dict[Any, Any], prefix: str = "") -> Iterable[str]:
     for key, value in tree.items():
         yield f"{prefix}{key}"
         if isinstance(value, dict):
-            yield from _keys(value, f"{prefix}{key}.")
+            yield from _dotted(value, f"{prefix}{key}.")

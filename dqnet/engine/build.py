@@ -10,6 +10,7 @@ from dqnet.config import ModelConfig, QuantConfig
 from dqnet.convert import quantize
 from dqnet.engine.weights import load_float_weights
 from dqnet.errors import UserError, unknown_name
+from dqnet.quantizers import find_quantizer
 
 
 def build_model(
@@ -32,8 +33,10 @@ def build_model(
     float_model = create_float_model(model, num_classes, image_shape[0], load_weights)
     if load_weights and model.checkpoint_path is not None:
         load_float_weights(float_model, model.checkpoint_path)
+    check_images_fit(float_model, model.name, image_shape)
     if quant.quantizer is None:
         return float_model
+    check_options(quant)
     return quantize(
         float_model,
         torch.zeros(1, *image_shape),
@@ -76,3 +79,28 @@ def create_float_model(
             raise
         line = str(error).splitlines()[0]
         raise UserError(f"no pretrained weights for {config.name}: {line}") from error
+
+
+def check_images_fit(model: nn.Module, name: str, image_shape: tuple[int, int, int]) -> None:
+    """Raises UserError if a model cannot take images ``(C, H, W)``, being made for larger ones."""
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, *image_shape))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        size = " x ".join(map(str, image_shape[1:]))
+        line = str(error).splitlines()[0]
+        raise UserError(f"{name} cannot take images of {size} (data.size): {line}") from error
+    finally:
+        model.train(training)
+
+
+def check_options(quant: QuantConfig) -> None:
+    """Raises UserError if ``quant.options`` are not the quantizer's own arguments."""
+    try:
+        find_quantizer(quant.quantizer)(quant.widths, **quant.options)
+    except TypeError as error:
+        options = dict(quant.options)
+        raise UserError(
+            f"quant.options {options} does not fit {quant.quantizer}: {error}"
+        ) from error

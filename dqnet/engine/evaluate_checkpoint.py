@@ -64,6 +64,11 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> d
     model.load_state_dict(content["ema"] or content["model"])
     model = device.place(model)
     objective = Objective(model, run.loss)
+    folder = Path(config.output) if config.output is not None else path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output folder {folder} cannot be made: {error.strerror}") from error
     evaluation = evaluate(model, held_out, device.images, device.autocast)
     results = summarize(evaluation, model, objective.target, shape) | {
         "target_bits": objective.target_bits,
@@ -72,8 +77,6 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> d
         "split": config.split,
         "seed": run.seed,
     }
-    folder = Path(config.output) if config.output is not None else path.parent
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "eval.json", results)
     evaluation.write_csv(folder / "per_sample.csv")
     print_summary(console, results)

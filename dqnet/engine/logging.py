@@ -71,6 +71,8 @@ class WandbLogger:
                 name=folder.name,
                 id=run_id,
                 resume="allow" if run_id else None,
+                # A job of the same sweep that failed has left its run open.
+                reinit="finish_previous",
                 settings=wandb.Settings(silent=True),
             )
         except wandb.errors.Error as error:

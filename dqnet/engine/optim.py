@@ -94,13 +94,14 @@ def build_schedule(
     if config.schedule == "cosine":
         return CosineLRScheduler(optimizer, t_initial=after, lr_min=config.min_lr, **common)
     if config.schedule == "multistep":
-        milestones = [round(m * updates_per_epoch) - warmup for m in config.milestones]
+        # timm decays one update before a milestone.
+        milestones = [round(m * updates_per_epoch) - warmup + 1 for m in config.milestones]
         return MultiStepLRScheduler(
             optimizer, decay_t=milestones, decay_rate=config.decay_rate, **common
         )
     if config.schedule == "step" and config.decay_epochs <= 0:
         raise UserError(f"optim.decay_epochs {config.decay_epochs:g} must be above 0")
-    interval = round(config.decay_epochs * updates_per_epoch)
+    interval = max(1, round(config.decay_epochs * updates_per_epoch))
     if config.schedule == "constant":
         interval = total + 1
     return StepLRScheduler(optimizer, decay_t=interval, decay_rate=config.decay_rate, **common)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if path.is_dir():
         raise UserError(f"checkpoint {path} is a folder; name a file in it, such as best.pt")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is not a readable PyTorch checkpoint: {first_line}") from error
+        with warnings.catch_warnings():  # about the pickle format of what is refused anyway
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # damaged bytes raise whatever they happen to lead to
+        # PyTorch's own text would recommend to load the file with its code all the same.
+        code = isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error)
+        reason = (
+            "it holds other Python objects than tensors" if code else "damaged or of another kind"
+        )
+        raise UserError(f"{path} is not a readable PyTorch checkpoint ({reason})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint")
     return content
@@ -45,7 +54,7 @@ def float_state_dict(content: dict[str, Any]) -> dict[str, Tensor]:
     for state in (ema, content.get("state_dict"), content.get("model"), content):
         if isinstance(state, dict) and state:
             break
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+    state = {str(key).removeprefix("module."): value for key, value in state.items()}
     if any(key.startswith(BACKBONE_PREFIX) for key in state):
         state = {
             key.removeprefix(BACKBONE_PREFIX): value

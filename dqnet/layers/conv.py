@@ -118,7 +118,7 @@ class QuantConv2d(nn.Conv2d):
 
     def _routing(self, x: Tensor, choice: Tensor | None) -> tuple[Tensor | None, Groups]:
         if len(self.widths) == 1:
-            return None, Groups(torch.empty(len(x), device="meta"), (len(x),))
+            return None, Groups((len(x),))
         if choice is None:
             if self.router is None or self.column is None:
                 raise UserError(

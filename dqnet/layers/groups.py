@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,16 +10,19 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Groups:
-    """A batch sorted by width.
+    """A batch sorted by width, so that the images of one width lie side by side.
 
     Attributes:
-        order: int64 ``[N]``: the images' positions, those of the first width first.
         counts: how many images chose each of the K widths; known on the host, so that walking
             over the groups never waits for a device.
+        order: int64 ``[N]``: the images' positions, those of the first width first; ``None``
+            where there is only one width.
+        inverse: int64 ``[N]``: undoes ``order``.
     """
 
-    order: Tensor
     counts: tuple[int, ...]
+    order: Tensor | None = None
+    inverse: Tensor | None = None
 
     @classmethod
     def of(cls, choice: Tensor) -> Groups:
@@ -30,23 +32,32 @@ class Groups:
     @classmethod
     def of_routing(cls, routing: Tensor) -> list[Groups]:
         """The groups of every layer of a routing ``[N, L, K]``, with one transfer to the host."""
-        chosen = routing.detach().argmax(-1)
-        orders = chosen.argsort(dim=0, stable=True)
+        routing = routing.detach()
+        chosen = routing.argmax(-1).t().contiguous()
+        orders = chosen.argsort(dim=1, stable=True)
+        inverses = orders.argsort(dim=1)
         # Half-precision sums lose images: bfloat16 has no 257.
-        counts = routing.detach().sum(0, dtype=torch.float32).round().long().tolist()
-        return [cls(orders[:, i], tuple(count)) for i, count in enumerate(counts)]
+        counts = routing.sum(0, dtype=torch.float32).round().long().tolist()
+        return [
+            cls(tuple(count), order, inverse)
+            for count, order, inverse in zip(counts, orders, inverses, strict=True)
+        ]
 
-    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
-        """Yields the index k of each chosen width and the positions of its images."""
-        start = 0
-        for k, count in enumerate(self.counts):
-            if count:
-                yield k, self.order[start : start + count]
-            start += count
+    @property
+    def bounds(self) -> list[tuple[int, int]]:
+        """Where each width's images start and end in the sorted batch; equal if it has none."""
+        ends = [sum(self.counts[: k + 1]) for k in range(len(self.counts))]
+        return list(zip([0, *ends], ends, strict=False))
 
-    def others(self, k: int) -> Tensor:
-        """The positions of the images that did not choose width k; ``0 … N − 1`` if none did."""
-        if not self.counts[k]:
-            return torch.arange(len(self.order), device=self.order.device)
-        start = sum(self.counts[:k])
-        return torch.cat((self.order[:start], self.order[start + self.counts[k] :]))
+    def sort(self, x: Tensor) -> Tensor:
+        """``[N, ...]`` with the images of one width side by side; itself if all chose the same."""
+        return x if self._sorted else x.index_select(0, self.order)
+
+    def unsort(self, parts: list[Tensor]) -> Tensor:
+        """The parts of a sorted ``[N, ...]``, put together in the batch's own order."""
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return whole if self._sorted else whole.index_select(0, self.inverse)
+
+    @property
+    def _sorted(self) -> bool:
+        return sum(count > 0 for count in self.counts) <= 1

@@ -26,6 +26,8 @@ from torch import Tensor
 from dqnet.layers.groups import Groups
 from dqnet.quantizers import Quantizer
 
+HALF = (torch.float16, torch.bfloat16)
+
 
 @dataclass(frozen=True)
 class ConvGeometry:
@@ -50,6 +52,14 @@ class ConvGeometry:
     def repeat(self, x: Tensor) -> Tensor:
         """The input with its repeated margins; itself where padding is zeros."""
         return F.pad(x, self.repeated, mode=self.repeat_mode) if self.repeated else x
+
+    def repeat_backward(self, grad: Tensor, like: Tensor) -> Tensor:
+        """The gradient to ``x`` of :meth:`repeat`, a linear map; ``like`` has the shape of x."""
+        if not self.repeated:
+            return grad
+        with torch.enable_grad():
+            x = torch.empty_like(like).requires_grad_()
+            return torch.autograd.grad(self.repeat(x), x, grad)[0]
 
     def _margins(self, x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
         """Left, right, top and bottom zeros of the "same" form."""
@@ -84,6 +94,8 @@ class ConvGeometry:
 
 
 class _RoutedConv2d(torch.autograd.Function):
+    """The batch is sorted by width first, so that every group is a view and is copied once."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -100,22 +112,19 @@ class _RoutedConv2d(torch.autograd.Function):
         weights = weights_and_parameters[: len(quantizer.widths)]
         ctx.save_for_backward(x, *weights_and_parameters)
         ctx.parts = groups, geometry, quantizer
-        ctx.has_bias = bias is not None
-        if choice is not None:
-            ctx.choice_dtype = choice.dtype
+        ctx.choice_dtype = None if choice is None else choice.dtype
 
-        y = None
-        for k, index in groups:
-            part = _quantize(quantizer, geometry, _take(x, index), k)
-            part = geometry.forward(part, weights[k], bias)
-            if len(part) == len(x):
-                return part
-            if y is None:
-                y = part.new_empty((len(x), *part.shape[1:]))
-            y.index_copy_(0, index, part)
-        if y is None:  # an empty batch
-            y = geometry.forward(geometry.repeat(x), weights[0], bias)
-        return y
+        ordered = groups.sort(x)
+        buffer = torch.empty_like(x) if ordered is x else ordered  # x is not ours to overwrite
+        parts = []
+        for k, (start, end) in enumerate(groups.bounds):
+            if end > start:
+                rows = slice(start, end)
+                _quantize(quantizer, ordered[rows], k, buffer[rows])
+                parts.append(geometry.forward(geometry.repeat(buffer[rows]), weights[k], bias))
+        if not parts:  # an empty batch
+            return geometry.forward(geometry.repeat(x), weights[0], bias)
+        return groups.unsort(parts)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -123,67 +132,77 @@ class _RoutedConv2d(torch.autograd.Function):
         groups, geometry, quantizer = ctx.parts
         x, *weights = ctx.saved_tensors
         weights = weights[: len(quantizer.widths)]
-        need_parameters = ctx.needs_input_grad[6 + len(weights) :]
-        parameters = [
-            p for p, need in zip(quantizer.input_parameters(), need_parameters, strict=True) if need
-        ]
         need_x, need_choice, need_bias = ctx.needs_input_grad[:3]
         need_weights = ctx.needs_input_grad[6 : 6 + len(weights)]
-        need_input = need_x or need_choice or bool(parameters)
+        need_parameters = ctx.needs_input_grad[6 + len(weights) :]
+        need_input = need_x or any(need_parameters)
 
-        grad_x = torch.empty_like(x) if need_x else None
-        grad_weights: list[Tensor | None] = [None] * len(weights)
-        grad_parameters = [torch.zeros_like(p) for p in parameters]
-        grad_choice = grad.new_zeros(len(x), len(weights)) if need_choice else None
-        for k, index in groups:
-            grad_part = _take(grad, index)
-            with torch.enable_grad():
-                part = _take(x, index).detach().requires_grad_()
-                quantized = _quantize(quantizer, geometry, part, k)
-            grad_quantized, grad_weights[k] = geometry.backward(
-                grad_part, quantized.detach(), weights[k], need_input, need_weights[k]
-            )
+        ordered, ordered_grad = groups.sort(x), groups.sort(grad)
+        buffer = torch.empty_like(ordered)
+        grad_parts: list[Tensor] = []
+        grad_weights = _zeros_where(need_weights, weights)
+        grad_parameters = _zeros_where(need_parameters, quantizer.input_parameters())
+        grad_choice = grad.new_zeros(len(x), len(weights)) if need_choice else None  # sorted, too
+        for k, (start, end) in enumerate(groups.bounds):
+            own = slice(start, end)
+            # For the choice's gradient every image is needed at every width.
+            rows = slice(0, len(x)) if need_choice else own
+            _quantize(quantizer, ordered[rows], k, buffer[rows])
+            if end > start:
+                quantized = geometry.repeat(buffer[own])
+                grad_quantized, grad_weights[k] = geometry.backward(
+                    ordered_grad[own], quantized, weights[k], need_input or need_choice,
+                    need_weights[k],
+                )  # fmt: skip
+                if need_choice:
+                    grad_choice[own, k] = _inner(grad_quantized, quantized)
+                if need_input:
+                    grad_quantized = geometry.repeat_backward(grad_quantized, ordered[own])
+                    part, grads = _input_gradients(quantizer, grad_quantized, ordered[own], k)
+                    grad_parts.append(part)
+                    for i, one in enumerate(grads):
+                        if grad_parameters[i] is not None:
+                            grad_parameters[i] += one
             if need_choice:
-                grad_choice[index, k] = _inner(grad_quantized, quantized.detach())
-            if need_x or parameters:
-                # A parameter of one width is not used at the others: its gradient is zero there.
-                grad_part, *grads = torch.autograd.grad(
-                    quantized, [part, *parameters], grad_quantized, materialize_grads=True
-                )
-                if need_x and len(grad_part) == len(x):
-                    grad_x = grad_part
-                elif need_x:
-                    grad_x.index_copy_(0, index, grad_part)
-                for total, one in zip(grad_parameters, grads, strict=True):
-                    total += one
+                for other in (slice(0, start), slice(end, len(x))):
+                    if other.start < other.stop:
+                        y = geometry.forward(geometry.repeat(buffer[other]), weights[k])
+                        grad_choice[other, k] = _inner(ordered_grad[other], y)
+
+        grad_x = None
+        if need_x:
+            grad_x = groups.unsort(grad_parts) if grad_parts else torch.zeros_like(x)
         if need_choice:
-            for k, weight in enumerate(weights):
-                index = groups.others(k)
-                if len(index):
-                    part = _quantize(quantizer, geometry, _take(x, index), k)
-                    y = geometry.forward(part, weight)
-                    grad_choice[index, k] = _inner(_take(grad, index), y)
-            grad_choice = grad_choice.to(ctx.choice_dtype)
-        grad_bias = grad.sum((0, 2, 3)) if need_bias and ctx.has_bias else None
-        grads = iter(grad_parameters)
+            grad_choice = groups.unsort([grad_choice]).to(ctx.choice_dtype)
+        grad_bias = grad.sum((0, 2, 3)) if need_bias else None
         return (
-            grad_x, grad_choice, grad_bias, None, None, None,
-            *(
-                torch.zeros_like(w) if g is None and need else g
-                for g, w, need in zip(grad_weights, weights, need_weights, strict=True)
-            ),
-            *(next(grads) if need else None for need in need_parameters),
+            grad_x, grad_choice, grad_bias, None, None, None, *grad_weights, *grad_parameters
         )  # fmt: skip
 
 
-def _take(x: Tensor, index: Tensor) -> Tensor:
-    return x if len(index) == len(x) else x.index_select(0, index)
+def _zeros_where(needed: tuple[bool, ...], tensors: list[Tensor]) -> list[Tensor | None]:
+    pairs = zip(needed, tensors, strict=True)
+    return [torch.zeros_like(tensor) if need else None for need, tensor in pairs]
 
 
-def _quantize(quantizer: Quantizer, geometry: ConvGeometry, x: Tensor, k: int) -> Tensor:
-    # Half-precision inputs are quantized in float32: bfloat16 cannot tell 9-bit levels apart.
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    return geometry.repeat(quantizer.quantize_input(wide, quantizer.widths[k]).to(x.dtype))
+def _quantize(quantizer: Quantizer, x: Tensor, k: int, out: Tensor) -> None:
+    """Writes Q_k(x) to ``out``, which may be ``x``."""
+    if x.dtype in HALF:
+        # bfloat16 cannot tell 9-bit levels apart.
+        wide = x.float()
+        out.copy_(quantizer.quantize_into(wide, quantizer.widths[k], wide))
+    else:
+        quantizer.quantize_into(x, quantizer.widths[k], out)
+
+
+def _input_gradients(
+    quantizer: Quantizer, grad: Tensor, x: Tensor, k: int
+) -> tuple[Tensor, list[Tensor]]:
+    """The gradients to ``x`` and to the quantizer's parameters; ``grad`` may be overwritten."""
+    if x.dtype not in HALF:
+        return quantizer.input_gradients(grad, x, quantizer.widths[k])
+    part, grads = quantizer.input_gradients(grad.float(), x.float(), quantizer.widths[k])
+    return part.to(x.dtype), grads
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:

@@ -86,6 +86,43 @@ class Quantizer(nn.Module):
         """The input at one of the widths: a tensor of the shape of ``x``, differentiable."""
         raise NotImplementedError
 
+    def quantize_into(self, x: Tensor, width: int, out: Tensor) -> Tensor:
+        """The values of :meth:`quantize_input` without a gradient, in memory that is there.
+
+        A quantizer that is to be fast overrides this and :meth:`input_gradients`.
+
+        Args:
+            x: any shape.
+            width: one of the widths.
+            out: where the values go, of the shape of ``x``; it may be ``x`` itself.
+        """
+        with torch.no_grad():
+            return out.copy_(self.quantize_input(x, width))
+
+    def input_gradients(self, grad: Tensor, x: Tensor, width: int) -> tuple[Tensor, list[Tensor]]:
+        """The gradients that :meth:`quantize_input` passes on.
+
+        Args:
+            grad: the gradient to its result, which may be overwritten.
+            x: its input.
+            width: one of the widths.
+
+        Returns:
+            The gradient to ``x``, and one for each of :meth:`input_parameters`.
+        """
+        parameters = self.input_parameters()
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            wanted = [x, *(p for p in parameters if p.requires_grad)]
+            # A parameter of one width is not used at the others: its gradient is zero there.
+            grads = torch.autograd.grad(
+                self.quantize_input(x, width), wanted, grad, materialize_grads=True
+            )
+        rest = iter(grads[1:])
+        return grads[0], [
+            next(rest) if p.requires_grad else torch.zeros_like(p) for p in parameters
+        ]
+
     def input_parameters(self) -> list[nn.Parameter]:
         """The parameters that :meth:`quantize_input` depends on."""
         return []

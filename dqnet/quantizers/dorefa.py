@@ -34,16 +34,31 @@ class _ClipAndRound(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, levels: int, signed: bool) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.low = -1.0 if signed else 0.0
-        if not signed:
-            return x.clamp(0, 1).mul_(levels).round_().div_(levels)
-        half = levels / 2
-        return x.clamp(-1, 1).add_(1).mul_(half).round_().div_(half).sub_(1)
+        ctx.signed = signed
+        return _clip_and_round(x, levels, signed, torch.empty_like(x))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        return grad * ((x >= ctx.low) & (x <= 1)), None, None
+        return _clip_gradient(grad, x, ctx.signed), None, None
+
+
+def _clip_and_round(x: Tensor, levels: int, signed: bool, out: Tensor) -> Tensor:
+    if not signed:
+        return torch.clamp(x, 0, 1, out=out).mul_(levels).round_().div_(levels)
+    half = levels / 2
+    return torch.clamp(x, -1, 1, out=out).add_(1).mul_(half).round_().div_(half).sub_(1)
+
+
+def _clip_gradient(grad: Tensor, x: Tensor, signed: bool) -> Tensor:
+    """``grad`` where x is in the closed interval, else zero.
+
+    One pass over memory instead of the four of comparisons and masks: the gradient of hardtanh,
+    whose interval is open and therefore widened by the smallest step that its type has.
+    """
+    info = torch.finfo(x.dtype)
+    low = -1 - info.eps if signed else -info.tiny * info.eps
+    return torch.ops.aten.hardtanh_backward(grad, x, low, 1 + info.eps)
 
 
 def dorefa_weight(weight: Tensor, width: int) -> Tensor:
@@ -56,7 +71,7 @@ def dorefa_weight(weight: Tensor, width: int) -> Tensor:
     Returns:
         A tensor of the same shape: ``2**width`` values in [-1, 1], at one bit ±mean|w|.
     """
-    return DoReFa((width,)).quantize_weight(weight)[0]
+    return DoReFaWeights((width,)).quantize_weight(weight)[0]
 
 
 def dorefa_activation(x: Tensor, width: int, signed: bool = False) -> Tensor:
@@ -67,8 +82,8 @@ def dorefa_activation(x: Tensor, width: int, signed: bool = False) -> Tensor:
     return _ClipAndRound.apply(x, 2**width - 1, signed)
 
 
-class DoReFa(Quantizer, name="dorefa"):
-    """DoReFa's weights and activations; it has no parameters."""
+class DoReFaWeights(Quantizer):
+    """DoReFa's weights, which other methods use with activations of their own."""
 
     def quantize_weight(self, weight: Tensor) -> tuple[Tensor, ...]:
         unit = None
@@ -87,5 +102,15 @@ class DoReFa(Quantizer, name="dorefa"):
             quantized.append(2 * RoundToLevels.apply(unit, 2**width - 1) - 1)
         return tuple(quantized)
 
+
+class DoReFa(DoReFaWeights, name="dorefa"):
+    """DoReFa's weights and activations; it has no parameters."""
+
     def quantize_input(self, x: Tensor, width: int) -> Tensor:
         return dorefa_activation(x, width, self.signed)
+
+    def quantize_into(self, x: Tensor, width: int, out: Tensor) -> Tensor:
+        return _clip_and_round(x, 2**width - 1, self.signed, out)
+
+    def input_gradients(self, grad: Tensor, x: Tensor, width: int) -> tuple[Tensor, list[Tensor]]:
+        return _clip_gradient(grad, x, self.signed), []

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dqnet.errors import UserError
-from dqnet.quantizers.dorefa import DoReFa
+from dqnet.quantizers.dorefa import DoReFaWeights
 
 #: α is a scale and has to stay above zero, wherever the optimizer takes it.
 SMALLEST_ALPHA = 1e-4
@@ -59,7 +59,7 @@ def pact_activation(x: Tensor, alpha: Tensor, width: int, signed: bool = False) 
     return _ClipAtAlpha.apply(x, alpha, 2**width - 1, signed)
 
 
-class PACT(DoReFa, name="pact"):
+class PACT(DoReFaWeights, name="pact"):
     """DoReFa's weights, and activations clipped at a learned α, one per layer.
 
     Args:

@@ -15,13 +15,14 @@ from dqnet.layers.router import Router
 
 
 @given(columns=st.lists(st.integers(0, 3), max_size=12))
-def test_groups_are_the_positions_of_each_width(columns):
+def test_sorting_puts_the_images_of_each_width_side_by_side(columns):
     groups = Groups.of(one_hot(columns, 4))
-    positions = {k: [n for n, c in enumerate(columns) if c == k] for k in range(4)}
-    assert groups.counts == tuple(len(positions[k]) for k in range(4))
-    assert {k: index.tolist() for k, index in groups} == {k: p for k, p in positions.items() if p}
-    for k in range(4):
-        assert sorted(groups.others(k).tolist()) == [n for n, c in enumerate(columns) if c != k]
+    images = torch.arange(len(columns))
+    ordered = groups.sort(images)
+    for k, (start, end) in enumerate(groups.bounds):
+        assert ordered[start:end].tolist() == [n for n, c in enumerate(columns) if c == k]
+    parts = [ordered[start:end] for start, end in groups.bounds]
+    assert torch.equal(groups.unsort(parts), images)
 
 
 @given(st.data())

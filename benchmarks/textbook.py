@@ -59,7 +59,7 @@ class TextbookConv2d(nn.Module):
     def forward(self, x: Tensor, choice: Tensor | None = None) -> Tensor:
         """``[N, C, H, W]`` to ``[N, O, H', W']``."""
         if choice is None and len(self.widths) > 1:
-            choice, _ = self.router.column(self.column)
+            choice, _, _ = self.router.column(self.column)
         y = None
         for k, width in enumerate(self.widths):
             weight = dorefa_weight(self.weight, width)

@@ -78,6 +78,7 @@ class QuantConfig:
     static: list[str] = MISSING
     options: dict[str, Any] = field(default_factory=dict)  # the quantizer's own arguments
     parameter_decay: float = MISSING  # weight decay of clipping values that ask for one (PACT)
+    choice_gradient: str = MISSING  # "exact" or "sampled"
     controller: ControllerConfig = field(default_factory=ControllerConfig)
 
 

@@ -19,6 +19,7 @@ from dqnet.trace import Trace, trace_model
 
 #: shortcut projections, which every image runs at the same width
 DEFAULT_STATIC = ("*downsample*", "*shortcut*")
+CHOICE_GRADIENTS = ("exact", "sampled")
 #: layers whose forward pass is what their base class computes
 CONVERTIBLE = (nn.Conv2d, Conv2dSame, nn.Linear)
 
@@ -35,6 +36,7 @@ def quantize(
     static: Sequence[str] = DEFAULT_STATIC,
     options: dict[str, Any] | None = None,
     controller: ControllerConfig | None = None,
+    choice_gradient: str = "exact",
 ) -> QuantizedModel:
     """Converts a plain CNN; with one width the result is static, with several it is dynamic.
 
@@ -60,6 +62,8 @@ def quantize(
             connected layers always do.
         options: the quantizer's own arguments.
         controller: the controller's form.
+        choice_gradient: ``"exact"``, or ``"sampled"``: an unbiased estimate that is cheaper with
+            three widths or more (see :mod:`dqnet.layers.routed_conv`).
 
     Raises:
         UserError: for an unknown name, a bad width, a pattern that matches nothing, a split point
@@ -73,6 +77,8 @@ def quantize(
     if isinstance(full_precision, str):
         full_precision = [full_precision]
     controller = controller or ControllerConfig()
+    if choice_gradient not in CHOICE_GRADIENTS:
+        raise unknown_name("choice_gradient", choice_gradient, CHOICE_GRADIENTS)
     if static_width is None:
         static_width = widths[len(widths) // 2]
     (static_width,) = check_widths([static_width])
@@ -129,7 +135,7 @@ def quantize(
         head = Controller(tuple(shape[1:]), len(routed), len(widths), controller)
         head.to(sample_input.device)
     _swap(model, swaps)  # last, so that a refused conversion leaves the model as it was
-    return QuantizedModel(model, head, source, tuple(layers), widths)
+    return QuantizedModel(model, head, source, tuple(layers), widths, choice_gradient)
 
 
 def _first_and_last(model: nn.Module, trace: Trace) -> list[str]:

@@ -65,6 +65,7 @@ class QuantizedModel(nn.Module):
         split_point: str | None,
         layers: tuple[LayerInfo, ...],
         widths: tuple[int, ...],
+        choice_gradient: str = "exact",
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -72,7 +73,7 @@ class QuantizedModel(nn.Module):
         self.split_point = split_point
         self.layers = layers
         self.widths = widths
-        self._router = Router()
+        self._router = Router(sampled=choice_gradient == "sampled")
         self._forced: Tensor | None = None
         self._scores: Tensor | None = None
         self._used: Tensor | None = None

@@ -48,6 +48,7 @@ def build_model(
         static=quant.static,
         options=dict(quant.options),
         controller=quant.controller,
+        choice_gradient=quant.choice_gradient,
     )
 
 

@@ -106,7 +106,7 @@ class QuantConv2d(nn.Conv2d):
         """
         if x.dim() != 4:
             raise UserError(f"QuantConv2d takes [N, C, H, W], not a tensor of {x.dim()} dimensions")
-        choice, groups = self._routing(x, choice)
+        choice, groups, alternatives = self._routing(x, choice)
         self.quantizer.prepare(self.weight, x)
         weights = self.quantizer.quantize_weight(self.weight)
         bias = self.bias
@@ -114,11 +114,15 @@ class QuantConv2d(nn.Conv2d):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weights = x.to(dtype), tuple(w.to(dtype) for w in weights)
             bias = None if bias is None else bias.to(dtype)
-        return routed_conv2d(x, choice, weights, bias, groups, self.geometry, self.quantizer)
+        return routed_conv2d(
+            x, choice, weights, bias, groups, self.geometry, self.quantizer, alternatives
+        )
 
-    def _routing(self, x: Tensor, choice: Tensor | None) -> tuple[Tensor | None, Groups]:
+    def _routing(
+        self, x: Tensor, choice: Tensor | None
+    ) -> tuple[Tensor | None, Groups, Groups | None]:
         if len(self.widths) == 1:
-            return None, Groups((len(x),))
+            return None, Groups((len(x),)), None
         if choice is None:
             if self.router is None or self.column is None:
                 raise UserError(
@@ -126,7 +130,7 @@ class QuantConv2d(nn.Conv2d):
                 )
             return self.router.column(self.column)
         check_one_hot(choice, (len(x), len(self.widths)))
-        return choice, Groups.of(choice)
+        return choice, Groups.of(choice), None
 
 
 def check_one_hot(choice: Tensor, shape: tuple[int, ...]) -> None:

@@ -43,6 +43,14 @@ class Groups:
             for count, order, inverse in zip(counts, orders, inverses, strict=True)
         ]
 
+    @classmethod
+    def of_alternatives(cls, routing: Tensor) -> list[Groups]:
+        """For every layer, groups by one width that each image did not choose, drawn uniformly."""
+        routing = routing.detach()
+        chosen, widths = routing.argmax(-1), routing.shape[-1]
+        drawn = (chosen + torch.randint_like(chosen, 1, widths)) % widths
+        return cls.of_routing(torch.zeros_like(routing).scatter_(-1, drawn.unsqueeze(-1), 1.0))
+
     @property
     def bounds(self) -> list[tuple[int, int]]:
         """Where each width's images start and end in the sorted batch; equal if it has none."""

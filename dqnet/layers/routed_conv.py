@@ -12,6 +12,16 @@ same values and the same gradients follow from
 
 That is K + 2 passes instead of 3K, and only the layer's input is kept for the backward pass.
 Quantized inputs are computed again there, which costs less than keeping them.
+
+The sampled form spares all but one of the passes for widths that were not chosen. Of each image it
+draws one such width j, uniformly, and estimates the gradient g to its choice as
+
+    g_c for every width, and (K − 1) · (g_j − g_c) more for width j,
+
+where c is the chosen width: the Horvitz-Thompson estimator (1952) with g_c, which is known, as
+control variate. It is unbiased, and its variance is that of the differences g_k − g_c, which are
+small where widths answer alike; a constant added to all of g does not change the controller's
+gradient. That is 4 passes, whatever K is.
 """
 
 from __future__ import annotations
@@ -103,6 +113,7 @@ class _RoutedConv2d(torch.autograd.Function):
         choice: Tensor | None,
         bias: Tensor | None,
         groups: Groups,
+        alternatives: Groups | None,
         geometry: ConvGeometry,
         quantizer: Quantizer,
         *weights_and_parameters: Tensor,
@@ -111,7 +122,7 @@ class _RoutedConv2d(torch.autograd.Function):
         # their gradients, and kept so that it notices if they change before the backward pass.
         weights = weights_and_parameters[: len(quantizer.widths)]
         ctx.save_for_backward(x, *weights_and_parameters)
-        ctx.parts = groups, geometry, quantizer
+        ctx.parts = groups, alternatives, geometry, quantizer
         ctx.choice_dtype = None if choice is None else choice.dtype
 
         ordered = groups.sort(x)
@@ -129,13 +140,14 @@ class _RoutedConv2d(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        groups, geometry, quantizer = ctx.parts
+        groups, alternatives, geometry, quantizer = ctx.parts
         x, *weights = ctx.saved_tensors
         weights = weights[: len(quantizer.widths)]
         need_x, need_choice, need_bias = ctx.needs_input_grad[:3]
-        need_weights = ctx.needs_input_grad[6 : 6 + len(weights)]
-        need_parameters = ctx.needs_input_grad[6 + len(weights) :]
+        need_weights = ctx.needs_input_grad[7 : 7 + len(weights)]
+        need_parameters = ctx.needs_input_grad[7 + len(weights) :]
         need_input = need_x or any(need_parameters)
+        need_every_width = need_choice and alternatives is None
 
         ordered, ordered_grad = groups.sort(x), groups.sort(grad)
         buffer = torch.empty_like(ordered)
@@ -145,8 +157,8 @@ class _RoutedConv2d(torch.autograd.Function):
         grad_choice = grad.new_zeros(len(x), len(weights)) if need_choice else None  # sorted, too
         for k, (start, end) in enumerate(groups.bounds):
             own = slice(start, end)
-            # For the choice's gradient every image is needed at every width.
-            rows = slice(0, len(x)) if need_choice else own
+            # For the choice's exact gradient every image is needed at every width.
+            rows = slice(0, len(x)) if need_every_width else own
             _quantize(quantizer, ordered[rows], k, buffer[rows])
             if end > start:
                 quantized = geometry.repeat(buffer[own])
@@ -163,7 +175,7 @@ class _RoutedConv2d(torch.autograd.Function):
                     for i, one in enumerate(grads):
                         if grad_parameters[i] is not None:
                             grad_parameters[i] += one
-            if need_choice:
+            if need_every_width:
                 for other in (slice(0, start), slice(end, len(x))):
                     if other.start < other.stop:
                         y = geometry.forward(geometry.repeat(buffer[other]), weights[k])
@@ -173,11 +185,43 @@ class _RoutedConv2d(torch.autograd.Function):
         if need_x:
             grad_x = groups.unsort(grad_parts) if grad_parts else torch.zeros_like(x)
         if need_choice:
-            grad_choice = groups.unsort([grad_choice]).to(ctx.choice_dtype)
+            grad_choice = groups.unsort([grad_choice])
+            if alternatives is not None:
+                _estimate_others(grad_choice, grad, x, weights, alternatives, geometry, quantizer)
+            grad_choice = grad_choice.to(ctx.choice_dtype)
         grad_bias = grad.sum((0, 2, 3)) if need_bias else None
         return (
-            grad_x, grad_choice, grad_bias, None, None, None, *grad_weights, *grad_parameters
+            grad_x, grad_choice, grad_bias, None, None, None, None, *grad_weights, *grad_parameters
         )  # fmt: skip
+
+
+def _estimate_others(
+    grad_choice: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    weights: list[Tensor],
+    alternatives: Groups,
+    geometry: ConvGeometry,
+    quantizer: Quantizer,
+) -> None:
+    """Fills ``grad_choice [N, K]``, zero but for the chosen widths, with the sampled estimate."""
+    chosen = grad_choice.sum(1)
+    buffer = alternatives.sort(x)
+    buffer = buffer.clone() if buffer is x else buffer
+    ordered_grad = alternatives.sort(grad)
+    drawn = torch.zeros_like(grad_choice)  # sorted by alternative
+    for k, (start, end) in enumerate(alternatives.bounds):
+        if end > start:
+            rows = slice(start, end)
+            _quantize(quantizer, buffer[rows], k, buffer[rows])
+            y = geometry.forward(geometry.repeat(buffer[rows]), weights[k])
+            drawn[rows, k] = _inner(ordered_grad[rows], y)
+    drawn = alternatives.unsort([drawn])
+    is_drawn = torch.zeros_like(drawn)
+    for k, (start, end) in enumerate(alternatives.bounds):
+        is_drawn[alternatives.order[start:end], k] = 1
+    scale = len(weights) - 1
+    grad_choice.copy_(chosen[:, None] + is_drawn * scale * (drawn - chosen[:, None]))
 
 
 def _zeros_where(needed: tuple[bool, ...], tensors: list[Tensor]) -> list[Tensor | None]:
@@ -218,6 +262,7 @@ def routed_conv2d(
     groups: Groups,
     geometry: ConvGeometry,
     quantizer: Quantizer,
+    alternatives: Groups | None = None,
 ) -> Tensor:
     """Σ_k choice[:, k] · conv(Q_k(x), weights[k]) + bias, each image at its own width only.
 
@@ -229,11 +274,21 @@ def routed_conv2d(
         groups: the groups of ``choice``.
         geometry: stride, padding, dilation and channel groups.
         quantizer: quantizes ``x``.
+        alternatives: for the sampled form of the choice's gradient, the drawn widths; ``None``
+            for the exact form.
 
     Returns:
         ``[N, O, H', W']``; differentiable once in ``x``, ``choice``, ``weights``, ``bias`` and the
         quantizer's input parameters.
     """
     return _RoutedConv2d.apply(
-        x, choice, bias, groups, geometry, quantizer, *weights, *quantizer.input_parameters()
+        x,
+        choice,
+        bias,
+        groups,
+        alternatives,
+        geometry,
+        quantizer,
+        *weights,
+        *quantizer.input_parameters(),
     )

@@ -1,0 +1,159 @@
+"""Which parameters decay and how fast they learn, and the learning rate of every update."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from dqnet.engine.build import build_model
+from dqnet.engine.optim import build_optimizer, build_schedule, parameter_groups
+from dqnet.errors import UserError
+
+EPOCHS, UPDATES = 5, 4
+LR = 0.2
+
+
+@pytest.fixture
+def settings(config):
+    """``settings(lr=..., ...)``: the optim section."""
+    return lambda **changes: replace(config().optim, **changes)
+
+
+@pytest.fixture
+def model(config):
+    """``model("quant=pact", ...)``: what train.py would build."""
+
+    def build(*overrides):
+        chosen = config(*overrides)
+        return build_model(chosen.model, chosen.quant, 10, (1, 8, 8))
+
+    return build
+
+
+FORMS = ["quant=pact", "quant=lsq", "quant=dorefa", "quant=none", "quant.widths=[3]"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_trainable_parameter_is_in_one_group(model, settings, form):
+    built = model(form)
+    frozen = next(built.parameters()).requires_grad_(False)
+    groups = parameter_groups(built, settings(), 0.0)
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in built.parameters() if p is not frozen)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_only_layers_weights_and_pacts_alpha_decay(model, settings, form):
+    built = model(form)
+    optimizer = build_optimizer(built, settings(name="sgd", weight_decay=0.5), 0.25)
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    layers = {
+        id(module.weight) for module in built.modules() if isinstance(module, nn.Conv2d | nn.Linear)
+    }
+    found = set()
+    for name, parameter in built.named_parameters():
+        expected = 0.5 if id(parameter) in layers else 0.25 if name.endswith("alpha") else 0.0
+        assert decay[id(parameter)] == expected, name
+        found.add(expected)
+    assert found == ({0.0, 0.25, 0.5} if form == "quant=pact" else {0.0, 0.5})
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lamb"])
+def test_controller_has_a_learning_rate_of_its_own(model, settings, name):
+    built = model()
+    chosen = settings(name=name, lr=LR, controller_lr_scale=0.1)
+    optimizer = build_optimizer(built, chosen, 0.0)
+    lr = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in built.named_parameters():
+        scale = 0.1 if name.startswith("controller.") else 1
+        assert lr[id(parameter)] == pytest.approx(scale * LR), name
+
+
+def test_sgd_is_nesterovs_with_the_given_momentum(model, settings):
+    optimizer = build_optimizer(model(), settings(name="sgd", momentum=0.7), 0.0)
+    assert type(optimizer) is torch.optim.SGD
+    assert all(g["momentum"] == 0.7 and g["nesterov"] for g in optimizer.param_groups)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"name": "sgdd"}, "unknown optimizer 'sgdd'; did you mean 'sgd'"),
+        ({"lr": 0.0}, "optim.lr 0.0 must be above 0"),
+        ({"lr": -1.0}, "optim.lr -1.0 must be above 0"),
+        ({"weight_decay": -1.0}, "must not be negative"),
+        ({"momentum": 1.0}, r"optim.momentum 1.0 must be in \[0, 1\)"),
+        ({"clip_grad": 0.0}, "optim.clip_grad 0.0 must be above 0"),
+    ],
+)
+def test_optimizer_settings_out_of_range(settings, changes, message):
+    with pytest.raises(UserError, match=message):
+        build_optimizer(nn.Linear(2, 2), settings(**changes), 0.0)
+
+
+def cosine(t, warmup):
+    return 0.01 + (LR - 0.01) * (1 + math.cos(math.pi * (t - warmup) / (20 - warmup))) / 2
+
+
+#: schedule: (settings, the learning rate of update t after the warm-up's updates)
+SCHEDULES = {
+    "constant": ({}, lambda t, warmup: LR),
+    "cosine": ({"min_lr": 0.01}, cosine),
+    # Every two epochs, counted from the end of the warm-up.
+    "step": (
+        {"decay_epochs": 2, "decay_rate": 0.5},
+        lambda t, warmup: LR * 0.5 ** ((t - warmup) // (2 * UPDATES)),
+    ),
+    # After two and four epochs of the whole training.
+    "multistep": (
+        {"milestones": [2, 4], "decay_rate": 0.1},
+        lambda t, warmup: LR * 0.1 ** ((t >= 2 * UPDATES) + (t >= 4 * UPDATES)),
+    ),
+}
+
+
+def rates(settings, groups=(LR,)):
+    """The learning rates of each update, [EPOCHS · UPDATES][group]."""
+    parameters = [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in groups]
+    optimizer = torch.optim.SGD(parameters, lr=LR)
+    schedule = build_schedule(optimizer, settings, EPOCHS, UPDATES)
+    seen = []
+    for t in range(EPOCHS * UPDATES):
+        schedule.step_update(t)
+        seen.append([group["lr"] for group in optimizer.param_groups])
+    return seen
+
+
+@pytest.mark.parametrize("warmup_epochs", [0, 1, 1.5])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_learning_rate_is_the_formulas(settings, name, warmup_epochs):
+    changes, formula = SCHEDULES[name]
+    chosen = settings(schedule=name, lr=LR, warmup_epochs=warmup_epochs, **changes)
+    warmup = round(warmup_epochs * UPDATES)
+    expected = [
+        LR * t / warmup if t < warmup else formula(t, warmup) for t in range(EPOCHS * UPDATES)
+    ]
+    assert [lr for (lr,) in rates(chosen)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_groups_keep_their_ratio(settings, name):
+    chosen = settings(schedule=name, lr=LR, min_lr=0.0, warmup_epochs=1)
+    for whole, scaled in rates(chosen, (LR, LR / 10)):
+        assert scaled == pytest.approx(whole / 10)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"schedule": "cosin"}, "unknown schedule 'cosin'; did you mean 'cosine'"),
+        ({"warmup_epochs": 5}, "optim.warmup_epochs 5 must be less than trainer.epochs 5"),
+        ({"warmup_epochs": -1}, "optim.warmup_epochs -1"),
+        ({"schedule": "step", "decay_epochs": 0}, "optim.decay_epochs 0 must be above 0"),
+    ],
+)
+def test_schedule_settings_out_of_range(settings, changes, message):
+    with pytest.raises(UserError, match=message):
+        rates(settings(**changes))

@@ -11,21 +11,29 @@ The run's folder is runs/NAME, where NAME is what was changed; the same command 
 """
 
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from dqnet.cli import job, start, to_object
+from dqnet.cli import job, record, start, to_object
 from dqnet.config import TrainConfig
-from dqnet.engine.train import train
+from dqnet.engine.train import read_state, train
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> float:
     """Trains and returns the top-1 accuracy, which a search maximises."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    return job(lambda: train(to_object(TrainConfig, config), folder), folder)["top1"]
+
+    def run() -> dict[str, Any]:
+        typed = to_object(TrainConfig, config)
+        read_state(folder, typed)  # refuses other settings before the folder's record is written
+        record(config, folder)
+        return train(typed, folder)
+
+    return job(run, folder)["top1"]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ python -m benchmarks.dynamic                     # every row, about 10 minutes o
 python -m benchmarks.dynamic --quick             # a few repetitions of the small network
 python -m benchmarks.dynamic --device cuda --out results/speed_gpu.json
 
-The textbook form (benchmarks/textbook.py) computes every width for the whole batch in plain PyTorch.
+The textbook form (benchmarks/textbook.py) computes every width for the whole batch in PyTorch.
 All networks of a row are the same network with the same weights, on the same batch.
 """
 
@@ -104,6 +104,12 @@ def evaluation_step(model: nn.Module, images: Tensor) -> Callable[[], None]:
             model(images, routing=routing)
 
     return step
+
+
+def kept_bytes(model: nn.Module, images: Tensor, labels: Tensor) -> int:
+    """Bytes that one training step keeps for its backward pass, parameters apart."""
+    model.train()
+    return saved_bytes(lambda: loss_of(model, images, labels), list(model.parameters()))
 
 
 def gradient_error(dtype: torch.dtype) -> float:
@@ -206,13 +212,7 @@ def run(quick: bool, device: torch.device) -> Report:
         report.ratio(f"{what}: dynamic / textbook", t["dynamic"].median / t["textbook"].median, 0.5)
         report.ratio(f"{what}: dynamic / static", t["dynamic"].median / t["static"].median, 1.15)
 
-        saved = {
-            form: saved_bytes(
-                lambda net=nets[form]: loss_of(net.train(), images, labels),
-                list(nets[form].parameters()),
-            )
-            for form in ("textbook", "dynamic")
-        }
+        saved = {form: kept_bytes(nets[form], images, labels) for form in ("textbook", "dynamic")}
         ratio = saved["dynamic"] / saved["textbook"]
         report.ratio(f"{label} bytes kept for backward: dynamic / textbook", ratio, 0.45)
         peak = {

@@ -90,6 +90,16 @@ def job(run: Callable[[], T], folder: Path | None = None) -> T:
         sys.exit(f"error: {_one_line(error)}")
 
 
+def record(config: DictConfig, folder: Path) -> None:
+    """Writes ``.hydra/`` as Hydra would; Hydra would do so before a run can refuse its folder."""
+    target = folder / ".hydra"
+    target.mkdir(parents=True, exist_ok=True)
+    hydra = HydraConfig.get()
+    OmegaConf.save(config, target / "config.yaml")
+    OmegaConf.save(OmegaConf.create({"hydra": hydra}), target / "hydra.yaml")
+    OmegaConf.save(hydra.overrides.task, target / "overrides.yaml")
+
+
 def start(main: Callable[[], Any], config_dir: Path, config_name: str) -> None:
     """Runs a Hydra entry point; a mistake in its settings ends with one line and exit status 1.
 

@@ -114,11 +114,11 @@ def quantize(
         own = widths if routed or len(widths) == 1 else (static_width,)
         layers.append(LayerInfo(name, "routed" if routed else "static", own, traced.macs))
 
+    if not any(layer.role != "full" for layer in layers):
+        raise UserError("no layer is left to quantize; full_precision matches every one")
     routed = [layer for layer in layers if layer.role == "routed"]
     if len(widths) > 1 and not routed:
         raise UserError(f"split point {split!r} leaves nothing to route; choose an earlier module")
-    if not any(layer.role != "full" for layer in layers):
-        raise UserError("no layer is left to quantize; full_precision matches every one")
 
     swaps: dict[nn.Module, nn.Module] = {}
     for layer in layers:

@@ -214,7 +214,6 @@ def test_other_settings_in_the_same_folder_are_refused(trained, command):
     assert (folder / "summary.json").read_bytes() == summary
 
 
-@pytest.mark.xfail(strict=True, reason="Hydra writes .hydra before the run can be refused")
 def test_refused_start_leaves_the_runs_configuration(trained, command):
     folder, settings, _ = trained
     before = {path: path.read_text() for path in (folder / ".hydra").iterdir()}
@@ -223,7 +222,6 @@ def test_refused_start_leaves_the_runs_configuration(trained, command):
     assert {path: path.read_text() for path in (folder / ".hydra").iterdir()} == before
 
 
-@pytest.mark.xfail(strict=True, reason="eval.log: conf/eval.yaml keeps Hydra's file handler")
 def test_evaluation_leaves_nothing_but_its_files(trained, command, tmp_path):
     result = command("eval.py", f"checkpoint={trained[0]}", f"output={tmp_path}/out")
     assert result.status == 0

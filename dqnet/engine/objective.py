@@ -41,21 +41,35 @@ class Objective:
             self.target = check_target(self.model, self.target_bits)
 
     def __call__(self, output: ScoredOutput, labels: Tensor) -> Tensor:
-        """The loss of a batch: a scalar.
+        """The loss of a batch, a scalar; its arguments are those of :meth:`terms`."""
+        return self.total(self.terms(output, labels))
+
+    def terms(self, output: ScoredOutput, labels: Tensor) -> dict[str, Tensor]:
+        """What the loss is made of, unweighted: scalars by name.
 
         Args:
             output: the model's logits ``[N, C]``, routing and scores ``[N, L, K]``.
             labels: ``[N]``, class indices.
+
+        Returns:
+            ``loss``, the task's; where layers are routed also ``penalty`` and
+            ``mutual_information``, the latter in nats.
         """
         smoothing = self.config.label_smoothing
-        loss = F.cross_entropy(output.logits.float(), labels, label_smoothing=smoothing)
+        task = F.cross_entropy(output.logits.float(), labels, label_smoothing=smoothing)
         if not output.routing.shape[1]:  # nothing is routed, so nothing else can change
-            return loss
+            return {"loss": task}
         if self.config.penalty == "bit_flops":
             penalty = bit_flops_penalty(bit_flops(self.model, output.routing), self.target)
         else:
             penalty = mean_width_penalty(mean_width(self.model, output.routing), self.target_bits)
-        loss = loss + self.config.alpha * penalty.float()
-        if self.config.mutual_information:
-            loss = loss - self.config.mutual_information * mutual_information(output.scores)
-        return loss
+        information = mutual_information(output.scores)
+        return {"loss": task, "penalty": penalty.float(), "mutual_information": information}
+
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """The weighted sum that is minimised."""
+        total = terms["loss"]
+        if "penalty" in terms:
+            total = total + self.config.alpha * terms["penalty"]
+            total = total - self.config.mutual_information * terms["mutual_information"]
+        return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from dataclasses import asdict
@@ -52,14 +53,12 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
     last_path, best_path, summary_path = (
         folder / name for name in ("last.pt", "best.pt", "summary.json")
     )
-    state = load_checkpoint(last_path) if last_path.exists() else None
-    if state is not None:
-        check_same_run(last_path, state["config"], config)
-        if summary_path.exists():
-            console.print(f"{folder} holds this run, complete; remove it to train again")
-            summary = read_json(summary_path)
-            print_summary(console, summary)
-            return summary
+    state = read_state(folder, config)
+    if state is not None and summary_path.exists():
+        console.print(f"{folder} holds this run, complete; remove it to train again")
+        summary = read_json(summary_path)
+        print_summary(console, summary)
+        return summary
 
     device = Device(config.trainer)
     splits = load_data(config.data)
@@ -113,13 +112,16 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
 
     evaluation: Evaluation | None = None
     if epochs == 0:  # the model is measured as it is
+        # Quantizers that set themselves from data do so from training data.
+        data.train.set_epoch(0)
+        evaluate(model, itertools.islice(data.train, 1), device.images, device.autocast)
         best = {"epoch": None, "rank": None}
         save(best_path, 0)
         save(last_path, 0)
     for epoch in range(start, epochs):
         began = time.perf_counter()
         data.train.set_epoch(epoch)
-        loss = train_epoch(
+        terms = train_epoch(
             runner, model, data.train, objective, optimizer, schedule, ema, config, device, epoch,
             console,
         )  # fmt: skip
@@ -132,7 +134,7 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
         figures = evaluation.figures
         metrics = {
             "epoch": epoch,
-            "train_loss": loss,
+            **{f"train_{name}": value for name, value in terms.items()},
             **{f"val_{key}": figures[key] for key in PER_EPOCH},
             "mean_width": figures["mean_width"],
             "lr": optimizer.param_groups[0]["lr"],
@@ -168,6 +170,20 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
     return summary
 
 
+def read_state(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
+    """The last checkpoint of a run folder, if there is one.
+
+    Raises:
+        UserError: if it was trained with other settings.
+    """
+    path = folder / "last.pt"
+    if not path.exists():
+        return None
+    state = load_checkpoint(path)
+    check_same_run(path, state["config"], config)
+    return state
+
+
 def train_epoch(
     runner: nn.Module,
     model: nn.Module,
@@ -180,8 +196,8 @@ def train_epoch(
     device: Device,
     epoch: int,
     console: Console,
-) -> float:
-    """One pass over the training data; returns the mean loss.
+) -> dict[str, float]:
+    """One pass over the training data; returns the means of the loss's terms.
 
     Args:
         runner: what is called: the model, wrapped for precision, processes and compilation.
@@ -191,7 +207,7 @@ def train_epoch(
         UserError: if the loss is not finite.
     """
     model.train()
-    total, losses = config.trainer.epochs * len(batches), []
+    total, history = config.trainer.epochs * len(batches), []
     with _progress(console, config.trainer.progress) as progress:
         task = progress.add_task(f"epoch {epoch + 1}/{config.trainer.epochs}", total=len(batches))
         for i, (images, labels) in enumerate(batches):
@@ -200,24 +216,27 @@ def train_epoch(
             set_temperature(model, config.quant.controller, update / total)
             images, labels = device.images(images), labels.to(device.torch_device)
 
-            loss = objective(forward(runner, model, images), labels)
+            terms = objective.terms(forward(runner, model, images), labels)
             optimizer.zero_grad()
-            device.backward(loss)
+            device.backward(objective.total(terms))
             if config.optim.clip_grad is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_grad)
             optimizer.step()
             if ema is not None:
                 ema.update(model, step=update)
 
-            losses.append(loss.detach())
+            history.append({name: term.detach() for name, term in terms.items()})
             progress.advance(task)
-    mean = torch.stack(losses).double().mean().item()
-    if not math.isfinite(mean):
+    means = {
+        name: torch.stack([terms[name] for terms in history]).double().mean().item()
+        for name in history[0]
+    }
+    if not math.isfinite(means["loss"]):
         raise UserError(
-            f"the loss became {mean} in epoch {epoch + 1}: lower optim.lr "
+            f"the loss became {means['loss']} in epoch {epoch + 1}: lower optim.lr "
             f"({config.optim.lr:g}) or set optim.clip_grad"
         )
-    return mean
+    return means
 
 
 def forward(runner: nn.Module, model: nn.Module, images: torch.Tensor) -> ScoredOutput:
@@ -301,7 +320,7 @@ def _epoch_line(metrics: dict[str, Any], epochs: int, target: float | None) -> s
         f"epoch {metrics['epoch'] + 1:>3}/{epochs}  train loss {metrics['train_loss']:.4f}  "
         f"val top-1 {metrics['val_top1']:6.2f} %"
     )
-    if target is not None:
+    if "train_penalty" in metrics:
         line += (
             f"  Bit-FLOPs {metrics['val_bit_flops'] / target:.3f} of target"
             f" ± {metrics['val_bit_flops_std'] / target:.3f}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -36,8 +37,7 @@ class Groups:
         chosen = routing.argmax(-1).t().contiguous()
         orders = chosen.argsort(dim=1, stable=True)
         inverses = orders.argsort(dim=1)
-        # Half-precision sums lose images: bfloat16 has no 257.
-        counts = routing.sum(0, dtype=torch.float32).round().long().tolist()
+        counts = F.one_hot(chosen, routing.shape[-1]).sum(1).tolist()
         return [
             cls(tuple(count), order, inverse)
             for count, order, inverse in zip(counts, orders, inverses, strict=True)

@@ -56,9 +56,7 @@ class ResNetCifar(nn.Module):
         in_chans: channels of the images.
     """
 
-    def __init__(
-        self, blocks: int, num_classes: int = 10, in_chans: int = 3, **unused: Any
-    ) -> None:
+    def __init__(self, blocks: int, num_classes: int = 10, in_chans: int = 3) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.num_features = 64

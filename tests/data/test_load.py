@@ -71,7 +71,7 @@ def test_shipped_digits_are_normalised():
     config = OmegaConf.merge(OmegaConf.structured(DataConfig), OmegaConf.load(CONF / "digits.yaml"))
     config.batch_size, config.val_fraction, config.crop_padding = 1437, 0.0, 0
     ((images, labels),) = loaders(load_data(config), config, seed=0).train
-    assert images.shape == (1437, 1, 16, 16)
+    assert images.shape == (1437, 1, 8, 8)
     assert labels.shape == (1437,)
     assert abs(images.mean()) < 0.01
     assert abs(images.std() - 1) < 0.01

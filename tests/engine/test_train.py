@@ -222,7 +222,7 @@ def scripted(run, monkeypatch):
             return replace(real, **changes)
 
         monkeypatch.setattr(loop, "evaluate", scripted_evaluation)
-        monkeypatch.setattr(loop, "train_epoch", lambda *args: 1.0)
+        monkeypatch.setattr(loop, "train_epoch", lambda *args: {"loss": 1.0})
         epochs = f"trainer.epochs={len(epochs)}"
         return run("quant.widths=[2,3,4]", "loss.target_bits=3", epochs, *overrides)
 
@@ -439,3 +439,12 @@ def test_settings_out_of_range(run, tmp_path, override, message):
     with pytest.raises(UserError, match=message):
         run(*override.split(), folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_every_epoch_reports_the_terms_of_the_loss(run):
+    """The task's loss, the penalty and the information are apart: their sum may be negative."""
+    dynamic = run("trainer.epochs=1").metrics[0]
+    assert dynamic["train_loss"] > 0 and dynamic["train_penalty"] >= 0
+    assert 0 <= dynamic["train_mutual_information"] <= math.log(3)
+    static = run("trainer.epochs=1", "quant.widths=[3]").metrics[0]
+    assert static["train_loss"] > 0 and "train_penalty" not in static

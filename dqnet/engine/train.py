@@ -337,5 +337,5 @@ def _progress(console: Console, wanted: bool) -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not wanted,
+        disable=not (wanted and console.is_terminal),
     )

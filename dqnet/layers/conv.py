@@ -60,6 +60,7 @@ class QuantConv2d(nn.Conv2d):
         self.quantizer = build_quantizer(quantizer, widths, signed, options)
         self.router: Router | None = None
         self.column: int | None = None
+        self._kept: tuple[Any, tuple[Tensor, ...]] | None = None
 
     @classmethod
     def from_float(
@@ -108,7 +109,7 @@ class QuantConv2d(nn.Conv2d):
             raise UserError(f"QuantConv2d takes [N, C, H, W], not a tensor of {x.dim()} dimensions")
         choice, groups, alternatives = self._routing(x, choice)
         self.quantizer.prepare(self.weight, x)
-        weights = self.quantizer.quantize_weight(self.weight)
+        weights = self._quantized_weights()
         bias = self.bias
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)

@@ -133,19 +133,3 @@ class Quantizer(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self.signed = bool(self.signed_form)
-
-
-class RoundToLevels(torch.autograd.Function):
-    """``Q``: the nearest of the ``levels + 1`` equally spaced values of [0, 1].
-
-    The straight-through estimator of DoReFa, eq. 5: the gradient passes unchanged, so nothing is
-    kept for the backward pass.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, unit: Tensor, levels: int) -> Tensor:
-        return (unit * levels).round_().div_(levels)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dqnet.quantizers.base import Quantizer, RoundToLevels
+from dqnet.quantizers.base import Quantizer
 
 
 class _SignTimesMean(torch.autograd.Function):
@@ -28,6 +28,19 @@ class _SignTimesMean(torch.autograd.Function):
         return grad
 
 
+class _RoundScaled(torch.autograd.Function):
+    """2 · Q(v/2 + ½) − 1 for v in [-1, 1], with the gradient passed unchanged (eqs. 5 and 9)."""
+
+    @staticmethod
+    def forward(ctx: Any, scaled: Tensor, levels: int) -> Tensor:
+        unit = (scaled / 2).add_(0.5)
+        return unit.mul_(levels).round_().div_(levels).mul_(2).sub_(1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
 class _ClipAndRound(torch.autograd.Function):
     """Q(clip(x, 0, 1)), or its signed form on [-1, 1]; the gradient is that of the clip."""
 
@@ -40,7 +53,7 @@ class _ClipAndRound(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        return _clip_gradient(grad, x, ctx.signed), None, None
+        return _clip_gradient(grad, x, ctx.signed, torch.empty_like(x)), None, None
 
 
 def _clip_and_round(x: Tensor, levels: int, signed: bool, out: Tensor) -> Tensor:
@@ -50,15 +63,15 @@ def _clip_and_round(x: Tensor, levels: int, signed: bool, out: Tensor) -> Tensor
     return torch.clamp(x, -1, 1, out=out).add_(1).mul_(half).round_().div_(half).sub_(1)
 
 
-def _clip_gradient(grad: Tensor, x: Tensor, signed: bool) -> Tensor:
-    """``grad`` where x is in the closed interval, else zero.
+def _clip_gradient(grad: Tensor, x: Tensor, signed: bool, out: Tensor) -> Tensor:
+    """``grad`` where x is in the closed interval, else zero; ``out`` may be ``grad``.
 
     One pass over memory instead of the four of comparisons and masks: the gradient of hardtanh,
     whose interval is open and therefore widened by the smallest step that its type has.
     """
     info = torch.finfo(x.dtype)
     low = -1 - info.eps if signed else -info.tiny * info.eps
-    return torch.ops.aten.hardtanh_backward(grad, x, low, 1 + info.eps)
+    return torch.ops.aten.hardtanh_backward(grad, x, low, 1 + info.eps, grad_input=out)
 
 
 def dorefa_weight(weight: Tensor, width: int) -> Tensor:
@@ -86,20 +99,19 @@ class DoReFaWeights(Quantizer):
     """DoReFa's weights, which other methods use with activations of their own."""
 
     def quantize_weight(self, weight: Tensor) -> tuple[Tensor, ...]:
-        unit = None
+        scaled = None
         quantized = []
         for width in self.widths:
             if width == 1:
                 quantized.append(_SignTimesMean.apply(weight))
                 continue
-            if unit is None:  # the same for every width, so computed once
+            if scaled is None:  # the same for every width, so computed once
                 squashed = weight.tanh()
                 # Dividing an all-zero weight by its largest value would be NaN; by a tiny one
                 # instead, its gradient would be infinite.
                 largest = squashed.abs().max()
-                largest = torch.where(largest > 0, largest, 1)
-                unit = squashed / (2 * largest) + 0.5
-            quantized.append(2 * RoundToLevels.apply(unit, 2**width - 1) - 1)
+                scaled = squashed / torch.where(largest > 0, largest, 1)
+            quantized.append(_RoundScaled.apply(scaled, 2**width - 1))
         return tuple(quantized)
 
 
@@ -113,4 +125,4 @@ class DoReFa(DoReFaWeights, name="dorefa"):
         return _clip_and_round(x, 2**width - 1, self.signed, out)
 
     def input_gradients(self, grad: Tensor, x: Tensor, width: int) -> tuple[Tensor, list[Tensor]]:
-        return _clip_gradient(grad, x, self.signed), []
+        return _clip_gradient(grad, x, self.signed, grad), []

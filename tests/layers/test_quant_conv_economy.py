@@ -131,3 +131,32 @@ def test_a_static_layer_keeps_its_input_alone():
     kept = saved_storages(lambda: layer(x))
     assert kept.pop(x.untyped_storage().data_ptr()) == x.untyped_storage().nbytes()
     assert max(kept.values()) <= layer.weight.untyped_storage().nbytes()
+
+
+def test_in_evaluation_a_weight_is_quantized_once_until_it_changes(monkeypatch):
+    layer, x, choice = case("dorefa", ROUTINGS["every width"])
+    layer.eval()
+    quantize, calls = layer.quantizer.quantize_weight, []
+    monkeypatch.setattr(
+        layer.quantizer, "quantize_weight", lambda w: (calls.append(1), quantize(w))[1]
+    )
+    with torch.no_grad():
+        first = layer(x, choice)
+        assert torch.equal(layer(x, choice), first) and len(calls) == 1
+        layer.weight.mul_(torch.linspace(0.5, 1, layer.weight.numel()).view_as(layer.weight))
+        changed = layer(x, choice)
+        assert len(calls) == 2 and not torch.equal(changed, first)
+        layer.load_state_dict({k: v.clone() for k, v in layer.state_dict().items()})
+        layer(x, choice)
+    assert len(calls) == 3
+    layer(x, choice).sum().backward()
+    assert len(calls) == 4 and layer.weight.grad is not None
+
+
+def test_a_changed_step_of_lsq_is_seen_in_evaluation():
+    layer, x, choice = case("lsq", ROUTINGS["every width"])
+    layer.eval()
+    with torch.no_grad():
+        before = layer(x, choice)
+        layer.quantizer.weight_step.mul_(1.7)
+        assert not torch.equal(layer(x, choice), before)

@@ -119,6 +119,17 @@ class QuantConv2d(nn.Conv2d):
             x, choice, weights, bias, groups, self.geometry, self.quantizer, alternatives
         )
 
+    def _quantized_weights(self) -> tuple[Tensor, ...]:
+        """The weight at every width; in evaluation computed once, until a parameter changes."""
+        if self.training or torch.is_grad_enabled():
+            self._kept = None
+            return self.quantizer.quantize_weight(self.weight)
+        parameters = (self.weight, *self.quantizer.parameters())
+        state = tuple((p.data_ptr(), p._version, p.dtype) for p in parameters)
+        if self._kept is None or self._kept[0] != state:
+            self._kept = state, self.quantizer.quantize_weight(self.weight)
+        return self._kept[1]
+
     def _routing(
         self, x: Tensor, choice: Tensor | None
     ) -> tuple[Tensor | None, Groups, Groups | None]:

@@ -72,6 +72,14 @@ def saved_bytes(step: Callable[[], Any], parameters: list[Tensor]) -> int:
     return sum(size for size, _ in storages.values())
 
 
+def resident_bytes(field: str) -> int:
+    """This process's resident memory: ``VmRSS`` now, ``VmHWM`` at its peak (Linux)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured on and with."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()

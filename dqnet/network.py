@@ -126,7 +126,10 @@ class QuantizedModel(nn.Module):
             self._run_controller(output)
 
     def _run_controller(self, features: Tensor) -> None:
-        self._scores = self.controller(features)
+        # A frozen controller's routing is given, not learned: nothing before it is trained to
+        # change its mind, and layers need no gradient to their choice.
+        trained = any(p.requires_grad for p in self.controller.parameters())
+        self._scores = self.controller(features if trained else features.detach())
         forced = self._forced
         self._used = self.controller.route(self._scores) if forced is None else forced
         self._router.open(self._used)

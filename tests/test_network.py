@@ -565,3 +565,10 @@ def test_a_split_point_that_runs_twice_routes_once():
 def test_costs_follow_the_model_to_another_type_unrounded():
     model = resnet20(widths=(2, 11)).to(torch.bfloat16)
     assert model.routed_costs[0].tolist() == [4 * 1_179_648, 121 * 1_179_648]
+
+
+def test_a_frozen_controllers_choice_gets_no_gradient():
+    model = dqnet.quantize(timm.create_model("resnet20_cifar"), torch.zeros(1, 3, 8, 8))
+    model.controller.requires_grad_(False)
+    logits, routing = model.train()(torch.randn(2, 3, 8, 8))
+    assert logits.requires_grad and not routing.requires_grad

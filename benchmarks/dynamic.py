@@ -30,6 +30,7 @@ from torch import Tensor, nn
 import dqnet
 from benchmarks.measure import Timing, interleaved, machine, resident_bytes, saved_bytes
 from benchmarks.textbook import textbook_network
+from dqnet.engine.memory import keep_freed_memory
 from dqnet.network import QuantizedModel
 
 SMALL, LARGE = ("resnet20_cifar", 32, 128), ("resnet18", 224, 8)
@@ -47,6 +48,9 @@ def networks(
     made: dict[str, nn.Module] = {"float": net}
     made["static"] = dqnet.quantize(copy.deepcopy(net), sample, widths=(3,))
     made["dynamic"] = dqnet.quantize(copy.deepcopy(net), sample, widths=WIDTHS[k])
+    made["sampled"] = dqnet.quantize(
+        copy.deepcopy(net), sample, widths=WIDTHS[k], choice_gradient="sampled"
+    )
     made["frozen"] = copy.deepcopy(made["dynamic"])
     made["frozen"].controller.requires_grad_(False)
     made["textbook"] = textbook_network(made["dynamic"])
@@ -194,7 +198,7 @@ def run(quick: bool, device: torch.device) -> Report:
     for label, (name, size, count) in cases.items():
         goal = 0.58 if name == SMALL[0] else 0.60
         images, labels = batch(size, count, device)
-        nets = networks(name, size, 3, device, (*FORMS, "frozen"))
+        nets = networks(name, size, 3, device, (*FORMS, "sampled", "frozen"))
         steps = {form: training_step(net, images, labels) for form, net in nets.items()}
         t = interleaved(steps, repetitions, warm_up, device)
         what = f"{label} training step, {count} images"
@@ -204,8 +208,7 @@ def run(quick: bool, device: torch.device) -> Report:
         )
         report.ratio(f"{what}: static / float", t["static"].median / t["float"].median, 1.25)
 
-        nets.pop("frozen")
-        steps = {form: evaluation_step(net, images) for form, net in nets.items()}
+        steps = {form: evaluation_step(nets[form], images) for form in FORMS}
         t = interleaved(steps, 2 * repetitions, 2, device)
         what = f"{label} evaluation, {count} images"
         report.timings(what, t)
@@ -254,6 +257,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--out", type=Path, help="where the JSON goes")
     arguments = parser.parse_args()
+    keep_freed_memory()  # as training does, for every form alike
     report = run(arguments.quick, torch.device(arguments.device))
     report.print(Console())
     content = {"machine": machine(), "command": " ".join(sys.argv[1:]), "rows": report.rows}

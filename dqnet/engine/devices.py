@@ -9,6 +9,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from dqnet.config import TrainerConfig
+from dqnet.engine.memory import keep_freed_memory
 from dqnet.errors import UserError, unknown_name
 
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed"}
@@ -29,6 +30,8 @@ class Device:
             raise unknown_name("trainer.precision", config.precision, PRECISIONS)
         self.config = config
         self.torch_device = _find(config.device)
+        if self.torch_device.type == "cpu":
+            keep_freed_memory()
         self.fabric = Fabric(
             accelerator=self.torch_device.type,
             devices=1 if self.torch_device.type == "cpu" else [self.torch_device.index or 0],

@@ -125,6 +125,7 @@ class QuantizedModel(nn.Module):
         if self._scores is None:  # a module that is called again does not route again
             self._run_controller(output)
 
+    @torch.compiler.disable  # it fills the router, which is not a tensor
     def _run_controller(self, features: Tensor) -> None:
         # A frozen controller's routing is given, not learned: nothing before it is trained to
         # change its mind, and layers need no gradient to their choice.

@@ -94,6 +94,8 @@ class QuantConv2d(nn.Conv2d):
     def widths(self) -> tuple[int, ...]:
         return self.quantizer.widths
 
+    # Group sizes differ from batch to batch: compiled, each new one would be compiled anew.
+    @torch.compiler.disable
     def forward(self, x: Tensor, choice: Tensor | None = None) -> Tensor:
         """Runs every image at its width.
 

@@ -28,6 +28,35 @@ class _SignTimesMean(torch.autograd.Function):
         return grad
 
 
+class _Scale(torch.autograd.Function):
+    """tanh(w) / max|tanh w|; it keeps nothing but w, and computes the rest again."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        squashed = weight.tanh()
+        return squashed.div_(_largest(squashed))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (weight,) = ctx.saved_tensors
+        squashed = weight.tanh()
+        magnitude, largest = squashed.abs(), _largest(squashed)
+        # The largest element is in every element's denominator; equal ones share that gradient.
+        top = magnitude == largest
+        grad_largest = -(grad * squashed).sum() / largest**2
+        grad_squashed = grad / largest + grad_largest * squashed.sign() * top / top.sum().clamp_min(
+            1
+        )
+        return grad_squashed.mul_(1 - squashed.square())
+
+
+def _largest(squashed: Tensor) -> Tensor:
+    """max|tanh w|; 1 for an all-zero weight, which is then divided by something finite."""
+    largest = squashed.abs().max()
+    return torch.where(largest > 0, largest, 1)
+
+
 class _RoundScaled(torch.autograd.Function):
     """2 · Q(v/2 + ½) − 1 for v in [-1, 1], with the gradient passed unchanged (eqs. 5 and 9)."""
 
@@ -106,11 +135,7 @@ class DoReFaWeights(Quantizer):
                 quantized.append(_SignTimesMean.apply(weight))
                 continue
             if scaled is None:  # the same for every width, so computed once
-                squashed = weight.tanh()
-                # Dividing an all-zero weight by its largest value would be NaN; by a tiny one
-                # instead, its gradient would be infinite.
-                largest = squashed.abs().max()
-                scaled = squashed / torch.where(largest > 0, largest, 1)
+                scaled = _Scale.apply(weight)
             quantized.append(_RoundScaled.apply(scaled, 2**width - 1))
         return tuple(quantized)
 

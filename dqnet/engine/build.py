@@ -10,7 +10,6 @@ from dqnet.config import ModelConfig, QuantConfig
 from dqnet.convert import quantize
 from dqnet.engine.weights import load_float_weights
 from dqnet.errors import UserError, unknown_name
-from dqnet.quantizers import find_quantizer
 
 
 def build_model(
@@ -36,7 +35,6 @@ def build_model(
     check_images_fit(float_model, model.name, image_shape)
     if quant.quantizer is None:
         return float_model
-    check_options(quant)
     return quantize(
         float_model,
         torch.zeros(1, *image_shape),
@@ -94,14 +92,3 @@ def check_images_fit(model: nn.Module, name: str, image_shape: tuple[int, int, i
         raise UserError(f"{name} cannot take images of {size} (data.size): {line}") from error
     finally:
         model.train(training)
-
-
-def check_options(quant: QuantConfig) -> None:
-    """Raises UserError if ``quant.options`` are not the quantizer's own arguments."""
-    try:
-        find_quantizer(quant.quantizer)(quant.widths, **quant.options)
-    except TypeError as error:
-        options = dict(quant.options)
-        raise UserError(
-            f"quant.options {options} does not fit {quant.quantizer}: {error}"
-        ) from error

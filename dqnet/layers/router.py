@@ -27,13 +27,14 @@ class Router:
         """Makes ``routing [N, L, K]`` the one in force until :meth:`close`."""
         self._columns = routing.unbind(1)
         self._groups = Groups.of_routing(routing)
-        self._alternatives: list[Groups | None] = [None] * len(self._groups)
+        self._alternatives = [None] * len(self._groups)
         if self.sampled and routing.requires_grad:
             self._alternatives = list(Groups.of_alternatives(routing))
 
     def close(self) -> None:
         self._columns: tuple[Tensor, ...] = ()
         self._groups: list[Groups] = []
+        self._alternatives: list[Groups | None] = []
 
     def column(self, index: int) -> tuple[Tensor, Groups, Groups | None]:
         """Of routed layer ``index``: its choice ``[N, K]``, groups and drawn alternatives."""

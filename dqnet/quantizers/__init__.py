@@ -8,7 +8,7 @@ import pkgutil
 from collections.abc import Sequence
 from typing import Any
 
-from dqnet.errors import unknown_name
+from dqnet.errors import UserError, unknown_name
 from dqnet.quantizers.base import MAX_WIDTH, MIN_WIDTH, Quantizer, check_widths
 
 for _module in pkgutil.iter_modules(__path__):
@@ -41,15 +41,20 @@ def build_quantizer(
     """A layer's quantizer.
 
     Raises:
-        UserError: for an unknown name, a bad width, or an option that the quantizer does not take.
+        UserError: for an unknown name, a bad width, or an option that the quantizer does not take
+            or whose value is of the wrong type.
     """
     form = find_quantizer(quantizer)
     known = inspect.signature(form).parameters
     for option in options or {}:
         if option not in known or option in ("widths", "signed"):
             valid = sorted(set(known) - {"widths", "signed"})
-            raise unknown_name(f"option of {form.__name__}", option, valid or ["none"])
-    return form(widths, signed=signed, **(options or {}))
+            kind = f"option of {form.__name__}"
+            raise unknown_name(kind, option, valid or ["none"], "(quant.options)")
+    try:
+        return form(widths, signed=signed, **(options or {}))
+    except TypeError as error:
+        raise UserError(f"quant.options {options} do not fit {form.__name__}: {error}") from error
 
 
 __all__ = [

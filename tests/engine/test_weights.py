@@ -211,8 +211,8 @@ def test_images_that_the_model_cannot_take(config, name, quant):
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        ("+quant.options.foo=1", "quant.options .*foo.* does not fit dorefa"),
-        ("quant=pact quant.options.alpha_init=abc", "quant.options .*abc.* does not fit pact"),
+        ("+quant.options.foo=1", "unknown option of DoReFa .foo.*quant.options"),
+        ("quant=pact quant.options.alpha_init=abc", "quant.options .*abc.* do not fit PACT"),
         ("+model.args.num_classes=3", "model.args does not fit resnet8_cifar"),
         ("model.pretrained=true", "no pretrained weights for resnet8_cifar"),
     ],

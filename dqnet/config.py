@@ -166,11 +166,20 @@ class EvalTrainerConfig:
 
 
 @dataclass
+class ReportConfig:
+    """A page about the evaluation, and the runs that it is compared with."""
+
+    name: str = "none"  # none or html
+    baselines: list[str] = field(default_factory=list)  # run folders: static, full precision
+
+
+@dataclass
 class EvalConfig:
     """What eval.py reads beside the checkpoint."""
 
     checkpoint: str | None = None  # a file, or a run folder (its best.pt)
     split: str = "test"  # or val: the held-out part of the training images
     output: str | None = None  # a folder; None: the checkpoint's
+    report: ReportConfig = field(default_factory=ReportConfig)
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
     trainer: EvalTrainerConfig = field(default_factory=EvalTrainerConfig)

@@ -24,7 +24,10 @@ def composed(name, *overrides):
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes(choice):
-    assert isinstance(to_object(TrainConfig, composed("train", choice)), TrainConfig)
+    name, schema = ("train", TrainConfig)
+    if choice.startswith("report="):
+        name, schema = ("eval", EvalConfig)
+    assert isinstance(to_object(schema, composed(name, choice)), schema)
 
 
 def test_the_evaluation_composes():

@@ -23,27 +23,48 @@ class Evaluation:
     """The results of every image, on the CPU, in the order of the data.
 
     Attributes:
-        labels, predictions: int64 ``[N]``.
-        in_top5: bool ``[N]``: whether the label is among the five best classes.
-        confidence: float64 ``[N]``: the probability of the predicted class.
+        labels: int64 ``[N]``.
+        top_classes: int64 ``[N, min(5, C)]``: the best classes, the best first.
+        top_probabilities: float64, likewise: theirs.
         losses: float64 ``[N]``: cross-entropy.
         cost: float64 ``[N]``: Bit-FLOPs; ``None`` for a float model.
         mean_widths: float64 ``[N]``: mean width over the routed layers; ``None`` likewise.
         chosen: int64 ``[N, L]``: index of each routed layer's width.
+        scores: float32 ``[N, L, K]``: the controller's, whatever the routing that was used.
         widths: the candidate widths; empty for a float model.
         layers: the network's layers; empty for a float model.
     """
 
     labels: Tensor
-    predictions: Tensor
-    in_top5: Tensor
-    confidence: Tensor
+    top_classes: Tensor
+    top_probabilities: Tensor
     losses: Tensor
     cost: Tensor | None
     mean_widths: Tensor | None
     chosen: Tensor
+    scores: Tensor
     widths: tuple[int, ...]
     layers: tuple[LayerInfo, ...]
+
+    @property
+    def predictions(self) -> Tensor:
+        """int64 ``[N]``: the best class."""
+        return self.top_classes[:, 0]
+
+    @property
+    def confidence(self) -> Tensor:
+        """float64 ``[N]``: the probability of the predicted class."""
+        return self.top_probabilities[:, 0]
+
+    @property
+    def correct(self) -> Tensor:
+        """bool ``[N]``: whether the label is the best class."""
+        return self.predictions == self.labels
+
+    @property
+    def in_top5(self) -> Tensor:
+        """bool ``[N]``: whether the label is among the five best classes."""
+        return (self.top_classes == self.labels[:, None]).any(1)
 
     @property
     def routed_names(self) -> list[str]:
@@ -63,8 +84,8 @@ class Evaluation:
         if cost is not None:
             total = cost.mean().item() + full_precision_bit_flops(self.layers)
         return {
-            "top1": self._percent(self.predictions == self.labels),
-            "top5": self._percent(self.in_top5),
+            "top1": percent(self.correct),
+            "top5": percent(self.in_top5),
             "loss": self.losses.mean().item(),
             "bit_flops": None if cost is None else cost.mean().item(),
             "bit_flops_std": spread,
@@ -79,11 +100,6 @@ class Evaluation:
                 for name, counts in zip(self.routed_names, self.histogram.tolist(), strict=True)
             },
         }
-
-    @staticmethod
-    def _percent(hits: Tensor) -> float:
-        # Divided once, so that 8103 of 10000 is 81.03 and not its nearest neighbour.
-        return 100 * int(hits.sum()) / len(hits)
 
     def write_csv(self, path: Path) -> None:
         """One row per image; routed layers' widths stand under their module names."""
@@ -110,6 +126,12 @@ class Evaluation:
         write_atomically(path, write)
 
 
+def percent(hits: Tensor) -> float:
+    """How many of ``hits``, bool ``[N]``, are true, in per cent."""
+    # Divided once, so that 8103 of 10000 is 81.03 and not its nearest neighbour.
+    return 100 * int(hits.sum()) / len(hits)
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -132,34 +154,37 @@ def evaluate(
     for images, labels in batches:
         images, labels = prepare(images), labels.to(next(model.parameters()).device)
         with autocast():
-            output = model(images)
-        logits, routing = output if quantized else (output, images.new_zeros(len(images), 0, 1))
+            if quantized:
+                logits, routing, scores = model(images, with_scores=True)
+            else:
+                logits = model(images)
+                routing = scores = images.new_zeros(len(images), 0, 1)
         logits = logits.float()
         best = logits.topk(min(5, logits.shape[1])).indices
         rows = [
             labels,
-            best[:, 0],
-            (best == labels[:, None]).any(1),
-            logits.softmax(1).gather(1, best[:, :1])[:, 0].double(),
+            best,
+            logits.softmax(1).gather(1, best).double(),
             F.cross_entropy(logits, labels, reduction="none").double(),
             routing.argmax(-1),
+            scores.float(),
         ]
         if quantized:
             rows += [bit_flops(quantized, routing), mean_width(quantized, routing.double())]
         collected.append(tuple(row.cpu() for row in rows))
     model.train(training)
     columns = [torch.cat(rows) for rows in zip(*collected, strict=True)]
-    labels, predictions, in_top5, confidence, losses, chosen = columns[:6]
+    labels, top_classes, top_probabilities, losses, chosen, scores = columns[:6]
     cost, widths = columns[6:] or (None, None)
     return Evaluation(
         labels=labels,
-        predictions=predictions,
-        in_top5=in_top5,
-        confidence=confidence,
+        top_classes=top_classes,
+        top_probabilities=top_probabilities,
         losses=losses,
         cost=cost,
         mean_widths=widths,
         chosen=chosen,
+        scores=scores,
         widths=quantized.widths if quantized else (),
         layers=quantized.layers if quantized else (),
     )

@@ -15,11 +15,13 @@ from dqnet.engine.devices import Device
 from dqnet.engine.evaluate import evaluate
 from dqnet.engine.files import write_json
 from dqnet.engine.objective import Objective
+from dqnet.engine.samples import Thumbnails, write_samples
 from dqnet.engine.tables import print_summary
 from dqnet.engine.train import summarize
 from dqnet.errors import UserError, unknown_name
 
 SPLITS = ("test", "val")
+REPORTS = ("none", "html")
 
 
 def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> dict[str, Any]:
@@ -38,6 +40,8 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> d
         raise UserError("name a checkpoint: python eval.py checkpoint=runs/NAME/best.pt")
     if config.split not in SPLITS:
         raise unknown_name("split", config.split, SPLITS)
+    if config.report.name not in REPORTS:
+        raise unknown_name("report.name", config.report.name, REPORTS)
     path = Path(config.checkpoint)
     path = path / "best.pt" if path.is_dir() else path
     content = load_checkpoint(path)
@@ -69,7 +73,10 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> d
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"output folder {folder} cannot be made: {error.strerror}") from error
-    evaluation = evaluate(model, held_out, device.images, device.autocast)
+    thumbnails = Thumbnails(run.data.mean, run.data.std)
+    with_report = config.report.name != "none"
+    batches = thumbnails.of(held_out) if with_report else held_out
+    evaluation = evaluate(model, batches, device.images, device.autocast)
     results = summarize(evaluation, model, objective.target, shape) | {
         "target_bits": objective.target_bits,
         "checkpoint": str(path),
@@ -79,6 +86,14 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> d
     }
     write_json(folder / "eval.json", results)
     evaluation.write_csv(folder / "per_sample.csv")
+    written = [folder / "eval.json", folder / "per_sample.csv"]
+    if with_report:
+        # What is drawn is read from files, and only drawn where it is asked for.
+        from dqnet.report.html import write_report
+
+        write_samples(folder / "samples.npz", evaluation, thumbnails, splits.class_names)
+        baselines = [Path(run) for run in config.report.baselines]
+        written += [folder / "samples.npz", write_report(folder, baselines)]
     print_summary(console, results)
-    console.print(f"written: {folder / 'eval.json'}, {folder / 'per_sample.csv'}", soft_wrap=True)
+    console.print(f"written: {', '.join(map(str, written))}", soft_wrap=True)
     return results

@@ -1,0 +1,86 @@
+"""samples.npz against the data set and the files that stand beside it."""
+
+import csv
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.functional as TF
+from tiny import ROUTED
+
+from dqnet.config import ReportConfig
+from dqnet.data import load_data
+from dqnet.engine.samples import MAX_SIDE, Thumbnails, read_samples
+from dqnet.errors import UserError
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """What the report was asked for; it is replaced by a stand-in that draws nothing."""
+    calls = []
+    html = ModuleType("dqnet.report.html")
+    html.write_report = lambda folder, baselines=(): (
+        calls.append((folder, baselines)) or folder / "report/index.html"
+    )
+    monkeypatch.setitem(sys.modules, "dqnet.report", ModuleType("dqnet.report"))
+    monkeypatch.setitem(sys.modules, "dqnet.report.html", html)
+    return calls
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "float"])
+def test_samples_are_those_of_the_other_files(run, measure, config, written, tmp_path, kind):
+    quant = "quant=none" if kind == "float" else "quant.widths=[2,3,4]"
+    folder = run(quant).folder
+    figures = measure(
+        folder, output=str(tmp_path), report=ReportConfig("html", ["runs/a"]), split="test"
+    )
+    assert [(f, list(map(str, b))) for f, b in written] == [(tmp_path, ["runs/a"])]
+
+    samples = read_samples(tmp_path / "samples.npz")
+    with (tmp_path / "per_sample.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    test = load_data(config().data).test
+    assert samples.images.dtype == np.uint8
+    assert np.array_equal(samples.images, test.images.permute(0, 2, 3, 1).numpy())
+    assert samples.labels.tolist() == [int(row["label"]) for row in rows]
+    assert samples.predictions.tolist() == [int(row["prediction"]) for row in rows]
+    assert samples.top5_classes[:, 0].tolist() == samples.predictions.tolist()
+    in_top5 = (samples.top5_classes == samples.labels[:, None]).any(1)
+    assert 100 * in_top5.mean() == pytest.approx(figures["top5"])
+    confidence = [float(row["confidence"]) for row in rows]
+    np.testing.assert_allclose(samples.top5_probs[:, 0], confidence, rtol=1e-6)
+    assert (np.diff(samples.top5_probs) <= 0).all()
+    assert samples.class_names.tolist() == [str(digit) for digit in range(10)]
+
+    layers = [] if kind == "float" else list(ROUTED)
+    assert samples.layers.tolist() == layers
+    widths = samples.widths[samples.chosen] if layers else samples.chosen
+    assert widths.tolist() == [[int(row[name]) for name in layers] for row in rows]
+    assert samples.scores.shape == (len(rows), len(layers), max(1, len(samples.widths)))
+    best = np.take_along_axis(samples.scores, samples.chosen[..., None].astype(int), 2)
+    assert (best[..., 0] == samples.scores.max(2)).all()
+
+
+def test_without_a_report_there_are_no_samples(run, measure, tmp_path):
+    measure(run().folder, output=str(tmp_path))
+    assert not (tmp_path / "samples.npz").exists()
+
+
+def test_thumbnails_of_large_images_keep_their_proportions():
+    images = torch.rand(2, 3, 100, 200, generator=torch.Generator().manual_seed(0))
+    mean, std = [0.2, 0.3, 0.4], [0.5, 0.6, 0.7]
+    thumbnails = Thumbnails(mean, std)
+    labels = torch.zeros(2, dtype=torch.int64)
+    passed = list(thumbnails.of([(TF.normalize(images, mean, std), labels)]))
+    assert len(passed) == 1
+    oracle = TF.resize(images, [MAX_SIDE // 2, MAX_SIDE], antialias=True)
+    pictures = thumbnails.array().transpose(0, 3, 1, 2)
+    assert pictures.shape == (2, 3, MAX_SIDE // 2, MAX_SIDE)
+    np.testing.assert_allclose(pictures, (oracle * 255).numpy(), atol=0.51)
+
+
+def test_unknown_report(run, measure):
+    with pytest.raises(UserError, match=r"unknown report\.name 'htm'; did you mean 'html'"):
+        measure(run().folder, report=ReportConfig("htm"))

@@ -1,0 +1,209 @@
+"""Finished runs, as their folders describe them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from dqnet.errors import UserError
+
+#: the method of a run whose model was not converted
+FLOAT = "float"
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One budget of a dynamic network's trade-off curve: cost of the mean image and accuracy."""
+
+    bit_flops: float
+    top1: float  # %
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Top-1 with the images' own routing less that with shuffled, and its interval."""
+
+    points: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: where it was found.
+        method: the quantizer's name, or ``"float"``.
+        widths: candidate widths; empty for a float model.
+        overrides: what was changed on the command line, ``name=value``.
+        target_bits: the width whose static cost was the target; ``None`` for a float model, as for
+            all costs below.
+        target_bit_flops: the same in Bit-FLOPs.
+        top1, top5: test accuracy, %.
+        bit_flops, bit_flops_std: mean and standard deviation over the test images.
+        gain: of the controls in ``eval.json``; ``None`` if there are none at the run's own budget.
+        curve: ``curve.csv``, by ascending cost; empty if there is none. Neither counts if eval.py
+            measured the validation part.
+    """
+
+    folder: Path
+    method: str
+    widths: tuple[int, ...]
+    overrides: tuple[str, ...]
+    seed: int
+    target_bits: float | None
+    target_bit_flops: float | None
+    top1: float
+    top5: float
+    loss: float
+    bit_flops: float | None
+    bit_flops_std: float | None
+    mean_width: float
+    distinct_routings: int | None
+    epochs: int
+    seconds: float
+    gain: Gain | None
+    curve: tuple[CurvePoint, ...]
+
+    @property
+    def kind(self) -> str:
+        """``"float"``, ``"static"`` (one width) or ``"dynamic"``."""
+        if self.method == FLOAT:
+            return FLOAT
+        return "static" if len(self.widths) == 1 else "dynamic"
+
+    @property
+    def relative_cost(self) -> float | None:
+        """Bit-FLOPs of the mean image over the target."""
+        return None if self.bit_flops is None else self.bit_flops / self.target_bit_flops
+
+    @property
+    def instance_gain(self) -> float | None:
+        """The gain without its interval, points."""
+        return None if self.gain is None else self.gain.points
+
+
+def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Path]]:
+    """Searches folders, and all that is below them, for runs.
+
+    Returns:
+        The finished runs, and the folders of unfinished ones: with a checkpoint or metrics, and no
+        ``summary.json``. A folder that is reached twice counts once.
+
+    Raises:
+        UserError: for a folder that does not exist, or a finished run that cannot be read.
+    """
+    finished: dict[Path, Path] = {}
+    unfinished: dict[Path, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder")
+        for summary in sorted(folder.rglob("summary.json")):
+            finished.setdefault(summary.parent.resolve(), summary.parent)
+        for trace in sorted([*folder.rglob("metrics.jsonl"), *folder.rglob("last.pt")]):
+            if not (trace.parent / "summary.json").exists():
+                unfinished.setdefault(trace.parent.resolve(), trace.parent)
+    return [read_run(folder) for folder in finished.values()], list(unfinished.values())
+
+
+def read_run(folder: Path) -> Run:
+    """The run in a folder with ``summary.json`` and ``.hydra/config.yaml``.
+
+    Raises:
+        UserError: naming the file that is missing, broken or without a figure it should have.
+    """
+    summary = _json(folder / "summary.json")
+    config = _yaml(folder / ".hydra" / "config.yaml")
+    overrides = folder / ".hydra" / "overrides.yaml"
+    measured = folder / "eval.json"
+    # eval.py writes its files together; those of the validation part are no test figures.
+    on_test = not measured.exists() or _json(measured).get("split", "test") == "test"
+    try:
+        quant = config["quant"]
+        converted = quant["quantizer"] is not None
+        method = quant["quantizer"] if converted else FLOAT
+        widths = tuple(quant["widths"]) if converted else ()
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder}/.hydra/config.yaml is not the record of a run") from error
+    try:
+        return Run(
+            folder=folder,
+            method=method,
+            widths=widths,
+            overrides=tuple(_yaml(overrides)) if overrides.exists() else (),
+            distinct_routings=summary.get("distinct_routings"),
+            gain=_gain(measured) if on_test else None,
+            curve=_curve(folder / "curve.csv") if on_test else (),
+            **{name: summary[name] for name in _FIGURES},
+        )
+    except KeyError as error:
+        raise UserError(f"{folder}/summary.json has no {error.args[0]!r}") from error
+
+
+_FIGURES = (
+    "seed",
+    "target_bits",
+    "target_bit_flops",
+    "top1",
+    "top5",
+    "loss",
+    "bit_flops",
+    "bit_flops_std",
+    "mean_width",
+    "epochs",
+    "seconds",
+)
+
+
+def _gain(path: Path) -> Gain | None:
+    content = _json(path) if path.exists() else {}
+    measured = (content.get("controls") or {}).get("instance_gain")
+    # At another budget it belongs to another cost than the run's.
+    if measured is None or content.get("budget") is not None:
+        return None
+    try:
+        return Gain(*(measured[name] for name in ("points", "low", "high")))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: controls.instance_gain lacks points, low or high") from error
+
+
+def _curve(path: Path) -> tuple[CurvePoint, ...]:
+    if not path.exists():
+        return ()
+    try:
+        with path.open(newline="") as file:
+            points = [
+                CurvePoint(*(float(row[name]) for name in CurvePoint.__dataclass_fields__))
+                for row in csv.DictReader(file)
+            ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is broken: numbers are needed under bit_flops and top1") from error
+    return tuple(sorted(points, key=lambda point: point.bit_flops))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} cannot be read: it holds no object")
+    return content
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: a run keeps its configuration there") from error
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error

@@ -1,0 +1,52 @@
+"""Run folders with given figures, as training and evaluation write them."""
+
+import csv
+import json
+
+#: Bit-FLOPs per squared bit of the network that the runs pretend to have
+UNIT = 1e6
+
+
+def write_run(
+    folder, *, method="dorefa", widths=(3,), target=None, seed=0, top1=80.0, cost=None, std=0.0,
+    overrides=(), gain=None, split="test", budget=None, curve=(), epochs=6, config=None,
+):  # fmt: skip
+    """A finished run. ``cost`` defaults to the target's; ``curve``: pairs of cost and top-1."""
+    converted = method is not None
+    target = target or widths[len(widths) // 2]
+    target_cost = UNIT * target**2 if converted else None
+    summary = {
+        "top1": top1,
+        "top5": 99.0,
+        "loss": 0.5,
+        "bit_flops": cost or target_cost,
+        "bit_flops_std": std if converted else None,
+        "mean_width": float(target) if converted else 32,
+        "distinct_routings": 1,
+        "target_bit_flops": target_cost,
+        "target_bits": float(target) if converted else None,
+        "params": 10,
+        "epochs": epochs,
+        "seconds": 60.0,
+        "seed": seed,
+    }
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "metrics.jsonl").write_text('{"epoch": 0}\n')
+    (folder / "best.pt").write_bytes(b"weights")
+    quant = {"quantizer": method, "widths": list(widths)}
+    config = {"seed": seed, "quant": quant, **(config or {})}
+    (folder / ".hydra" / "config.yaml").write_text(json.dumps(config))
+    typed = [f"quant={method or 'none'}", f"quant.widths={list(widths)}", f"seed={seed}"]
+    (folder / ".hydra" / "overrides.yaml").write_text(json.dumps([*typed, *overrides]))
+    if gain is not None:
+        points, low, high = gain
+        measured = {"points": points, "low": low, "high": high}
+        content = {"split": split, "budget": budget, "controls": {"instance_gain": measured}}
+        (folder / "eval.json").write_text(json.dumps(content))
+    if curve:
+        with (folder / "curve.csv").open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["budget_lambda", "bit_flops", "bit_flops_std", "top1"])
+            rows.writerows((i / 10, cost, 1.0, top1) for i, (cost, top1) in enumerate(curve))
+    return folder

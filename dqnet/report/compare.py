@@ -1,0 +1,107 @@
+"""Compare runs: accuracy against Bit-FLOPs, static against dynamic.
+
+python -m dqnet.report.compare runs                          # everything below runs/, to compare/
+python -m dqnet.report.compare runs/a runs/b --out figures --title "ResNet-20"
+python -m dqnet.report.compare runs --keep results/NAME      # small copies of the runs as well
+python -m dqnet.report.compare results/NAME --out results/NAME         # the same from the copies
+
+Written are compare.csv (one row per run), pairs.csv (static against dynamic), compare.md (both,
+means over seeds) and the figure, compare.png and compare.pdf.
+
+A line of the figure is a method (the quantizer) and the overrides in which its runs differ beyond
+widths, target and seed: the label. A label says what was typed, so a default that was typed out
+counts as different from one that was not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from dqnet.errors import UserError
+from dqnet.report.compare_figure import draw
+from dqnet.report.compare_tables import (
+    group_table,
+    markdown,
+    pair_rows,
+    pair_table,
+    run_rows,
+    show,
+    write_csv,
+)
+from dqnet.report.groups import group
+from dqnet.report.keep import keep
+from dqnet.report.pairs import pair
+from dqnet.report.runs import find_runs
+
+
+def compare(
+    folders: Sequence[Path],
+    out: Path,
+    title: str = "Accuracy against cost",
+    kept: Path | None = None,
+    console: Console | None = None,
+) -> None:
+    """Compares the runs below ``folders`` and writes tables and figure to ``out``.
+
+    Args:
+        folders: searched recursively for run folders.
+        out: is made if it does not exist.
+        title: of the figure and of compare.md.
+        kept: where small copies of the runs are put; see :func:`dqnet.report.keep.keep`.
+        console: where the tables are printed.
+
+    Raises:
+        UserError: for a missing folder, a run that cannot be read, no run at all, or an ``out``
+            that cannot be written.
+    """
+    console = console or Console()
+    runs, unfinished = find_runs(folders)
+    for folder in unfinished:
+        console.print(f"unfinished, not counted: {folder}", highlight=False, soft_wrap=True)
+    if not runs:
+        raise UserError(f"no finished run (summary.json) below {', '.join(map(str, folders))}")
+    groups = group(runs)
+    pairs = pair(groups)
+    tables = [group_table(groups)] + ([pair_table(pairs)] if pairs else [])
+    try:
+        if kept is not None:
+            keep(runs, kept)
+        out.mkdir(parents=True, exist_ok=True)
+        write_csv(out / "compare.csv", run_rows(groups))
+        write_csv(out / "pairs.csv", pair_rows(pairs))
+        draw(groups, pairs, title, [out / "compare.png", out / "compare.pdf"])
+        text = [f"# {title}", "![accuracy against Bit-FLOPs](compare.png)", *map(markdown, tables)]
+        (out / "compare.md").write_text("\n\n".join(text) + "\n")
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be written: {error.strerror}") from error
+    for table in tables:
+        show(console, table)
+    console.print(f"written: compare and pairs in {out}", highlight=False, soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; a user's mistake ends it with one line and exit status 1."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dqnet.report.compare",
+        description="Accuracy against Bit-FLOPs of finished runs, static against dynamic.",
+    )
+    parser.add_argument("folders", metavar="FOLDER", type=Path, nargs="+", help="searched for runs")
+    parser.add_argument("--out", type=Path, default=Path("compare"), help="default: compare/")
+    parser.add_argument("--title", default="Accuracy against cost")
+    parser.add_argument(
+        "--keep", metavar="DIR", type=Path, help="copy the runs' small files to DIR/NAME"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        compare(options.folders, options.out, options.title, options.keep)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

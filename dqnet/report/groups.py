@@ -1,0 +1,114 @@
+"""Runs of one setting over several seeds, told apart by what was typed to start them."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from dqnet.report.runs import CurvePoint, Run
+
+#: overrides that never tell two lines apart: those with a column of their own, those that say
+#: where a run was made and not what it is, and the sweep it was part of
+NOT_IN_LABEL = re.compile(
+    r"seed=|quant=|quant\.(quantizer|widths)=|loss\.target_bits=|data\.(root|workers|download)="
+    r"|model\.checkpoint_path=|trainer\.(device|progress)=|(logger|hydra|sweep)\b"
+)
+KINDS = ("float", "static", "dynamic")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed.
+
+    Attributes:
+        settings: the overrides that not all runs of the method have, sorted; with the method they
+            name the line of the figure that the group is a point of.
+    """
+
+    method: str
+    kind: str
+    widths: tuple[int, ...]
+    target_bits: float | None
+    settings: tuple[str, ...]
+    runs: tuple[Run, ...]
+
+    @property
+    def label(self) -> str:
+        """The settings, for people."""
+        return ", ".join(self.settings)
+
+    def mean(self, figure: str) -> float | None:
+        """Mean over seeds of a figure of :class:`~dqnet.report.runs.Run`; ``None`` without."""
+        values = self._values(figure)
+        return statistics.fmean(values) if values else None
+
+    def std(self, figure: str) -> float | None:
+        """Its sample standard deviation; ``None`` for fewer than two seeds."""
+        values = self._values(figure)
+        return statistics.stdev(values) if len(values) > 1 else None
+
+    def curve(self) -> tuple[CurvePoint, ...]:
+        """The mean trade-off curve of the runs that have one, by ascending cost.
+
+        Every run has budgets of its own, so the others are read off by straight lines between
+        theirs, at the costs of the first run that all of them reach.
+        """
+        curves = [run.curve for run in self.runs if run.curve]
+        if len(curves) < 2:
+            return curves[0] if curves else ()
+        first = max(curve[0].bit_flops for curve in curves)
+        last = min(curve[-1].bit_flops for curve in curves)
+        costs = [point.bit_flops for point in curves[0] if first <= point.bit_flops <= last]
+        top1 = [
+            np.interp(costs, [p.bit_flops for p in curve], [p.top1 for p in curve])
+            for curve in curves
+        ]
+        means = np.mean(top1, axis=0).tolist()
+        return tuple(CurvePoint(*point) for point in zip(costs, means, strict=True))
+
+    def _values(self, figure: str) -> list[float]:
+        values = [getattr(run, figure) for run in self.runs]
+        return [value for value in values if value is not None]
+
+
+def group(runs: Iterable[Run]) -> list[Group]:
+    """Groups runs over seeds, ordered by method, settings, kind and target."""
+    runs = list(runs)
+    typed = {run.folder: distinctive(run.overrides) for run in runs}
+    common = {
+        method: frozenset.intersection(*(typed[run.folder] for run in runs if run.method == method))
+        for method in {run.method for run in runs}
+    }
+    members: dict[tuple, list[Run]] = defaultdict(list)
+    for run in runs:
+        settings = tuple(sorted(typed[run.folder] - common[run.method]))
+        members[run.method, run.kind, run.widths, run.target_bits, settings].append(run)
+    groups = [
+        Group(*key, tuple(sorted(of, key=lambda run: run.seed))) for key, of in members.items()
+    ]
+    return sorted(
+        groups,
+        key=lambda g: (
+            (g.method != "float", g.method, g.settings),
+            (KINDS.index(g.kind), g.target_bits or 0, g.widths),
+        ),
+    )
+
+
+def distinctive(overrides: Iterable[str]) -> frozenset[str]:
+    """The overrides that can tell two lines apart.
+
+    A recipe for static and one for dynamic networks, ``experiment=NAME_static`` and
+    ``NAME_dynamic``, are the same line, so the ending is cut off.
+    """
+    names = (override.lstrip("+~") for override in overrides)
+    return frozenset(
+        re.sub(r"^(experiment=.*)_(static|dynamic)$", r"\1", name)
+        for name in names
+        if not NOT_IN_LABEL.match(name)
+    )

@@ -1,0 +1,93 @@
+"""Copies of runs small enough to be committed: figures and configuration, no weights."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from dqnet.engine.files import read_json, write_json
+from dqnet.errors import UserError
+from dqnet.report.runs import Run
+
+FILES = ("summary.json", "metrics.jsonl", "curve.csv")
+RECORDS = ("config.yaml", "overrides.yaml")
+#: parts of a run folder's name that hold paths of the machine
+PATHS = ("data.root=", "model.checkpoint_path=")
+#: a list in eval.json that takes more characters than this is data, not a figure
+LONGEST = 1000
+
+
+def keep(runs: Iterable[Run], destination: Path) -> None:
+    """Copies what the tables are made from to ``destination/NAME``, one folder for each run.
+
+    NAME is the run folder's own, less the parts that are paths. Absolute paths in the copied
+    configuration mean nothing elsewhere: ``data.root`` becomes ``DATA``, any other keeps its last
+    two parts (``runs/float/best.pt`` becomes ``float/best.pt``). Long lists in ``eval.json`` are
+    left out.
+
+    Raises:
+        UserError: if two runs have the same name, before anything is copied.
+    """
+    names: dict[str, Run] = {}
+    for run in runs:
+        name = kept_name(run.folder.resolve().name)
+        if name in names:
+            raise UserError(f"{names[name].folder} and {run.folder} would both be kept as {name}")
+        names[name] = run
+    for name, run in names.items():
+        if run.folder.resolve() != (destination / name).resolve():
+            _copy(run.folder, destination / name)
+
+
+def kept_name(name: str) -> str:
+    """A run folder's name without the parts that are paths."""
+    kept = ",".join(part for part in name.split(",") if not part.startswith(PATHS))
+    return kept or name
+
+
+def without_paths(content: Any, key: str = "") -> Any:
+    """The content of a configuration file with absolute paths replaced, as in :func:`keep`."""
+    if isinstance(content, dict):
+        return {name: without_paths(value, name) for name, value in content.items()}
+    if isinstance(content, list):
+        return [without_paths(value) for value in content]
+    if not isinstance(content, str):
+        return content
+    match = re.fullmatch(r"(?:([\w.+~]+)=)?['\"]?(/[^'\"]*)['\"]?", content)
+    if match is None:
+        return content
+    name, path = match.groups()
+    is_data = (name or key).rpartition(".")[2] == "root"
+    short = "DATA" if is_data else "/".join(Path(path).parts[1:][-2:])
+    return f"{name}={short}" if name else short
+
+
+def _copy(source: Path, destination: Path) -> None:
+    (destination / ".hydra").mkdir(parents=True, exist_ok=True)
+    for name in FILES:
+        if (source / name).exists():
+            shutil.copyfile(source / name, destination / name)
+    if (source / "eval.json").exists():
+        content = without_paths(_without_long_lists(read_json(source / "eval.json")))
+        write_json(destination / "eval.json", content)
+    for name in RECORDS:
+        record = source / ".hydra" / name
+        if record.exists():
+            content = OmegaConf.to_container(OmegaConf.load(record))
+            OmegaConf.save(OmegaConf.create(without_paths(content)), destination / ".hydra" / name)
+
+
+def _without_long_lists(content: Any) -> Any:
+    if not isinstance(content, dict):
+        return content
+    return {
+        key: _without_long_lists(value)
+        for key, value in content.items()
+        if not (isinstance(value, list) and len(json.dumps(value)) > LONGEST)
+    }

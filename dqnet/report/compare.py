@@ -81,7 +81,9 @@ def compare(
         raise UserError(f"{error.filename} cannot be written: {error.strerror}") from error
     for table in tables:
         show(console, table)
-    console.print(f"written: compare and pairs in {out}", highlight=False, soft_wrap=True)
+    written = f"written to {out}: compare.csv, .md, .png and .pdf"
+    written += ", pairs.csv" if pairs else ""
+    console.print(written, highlight=False, soft_wrap=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -27,8 +27,12 @@ DYNAMIC_MARKERS = ("D", "P", "X")
 NAMES = {"dorefa": "DoReFa"}
 GREY = "#666666"
 FLOAT_DASHES = ("-.", ":", (0, (1, 3)))
+#: inches
+LEGEND_ROW = 0.24
 #: costs that span more than this are drawn on a logarithmic axis
 LOG_FROM = 12
+#: costs that span less than this are to look nearly equal
+EQUAL_UNTIL = 1.3
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,11 @@ def draw(groups: Sequence[Group], pairs: Sequence[Pair], title: str, paths: Iter
         for i, key in enumerate(names)
     }
     compared = [p for p in pairs if p.dynamic is not None]
-    figure = Figure(figsize=(7.6, 5.6 if compared else 4.2), layout="constrained")
+    handles = [_line_handle(key, line) for key, line in lines.items()]
+    handles += _float_handles(groups) + _kind_handles(groups)
+    rows = sum(1 + handle.get_label().count("\n") for handle in handles)
+    height = max(5.6 if compared else 4.2, LEGEND_ROW * rows)
+    figure = Figure(figsize=(7.6, height), layout="constrained")
     ratios = [3, 1] if compared else [1]
     panels = figure.subplots(
         len(ratios), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": ratios}
@@ -84,12 +92,7 @@ def draw(groups: Sequence[Group], pairs: Sequence[Pair], title: str, paths: Iter
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_title(title, loc="left")
     panels[-1].set_xlabel(f"Bit-FLOPs of the quantized layers, mean image ({unit})")
-    _scale_cost(panels[-1], groups)
-    handles = [
-        Line2D([], [], linewidth=3, color=line.colour, label=_name(*key))
-        for key, line in lines.items()
-    ]
-    handles += _float_handles(groups) + _kind_handles(groups)
+    _scale_cost(panels[-1], groups, scale)
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
     figure.align_ylabels()
     for path in paths:
@@ -114,7 +117,7 @@ def _draw_accuracy(
             line = lines[_key(g)]
             x = [point.bit_flops / line.scale for point in curve]
             y = [point.top1 for point in curve]
-            axes.plot(x, y, linewidth=0.9, alpha=0.7, zorder=2, color=line.colour, scalex=False)
+            axes.plot(x, y, linewidth=0.9, alpha=0.7, zorder=2, color=line.colour)
     axes.set_ylabel("test top-1 accuracy (%)")
 
 
@@ -177,6 +180,12 @@ def _floats(groups: Iterable[Group]) -> list[tuple[Group, object]]:
     return [(g, FLOAT_DASHES[i % len(FLOAT_DASHES)]) for i, g in enumerate(of_kind)]
 
 
+def _line_handle(key: tuple[str, tuple[str, ...]], line: Line) -> Line2D:
+    """A line's colour, and its marker where the colour is not the only one of its kind."""
+    marker = None if line.marker == DYNAMIC_MARKERS[0] else line.marker
+    return Line2D([], [], linewidth=3, color=line.colour, marker=marker, label=_name(*key))
+
+
 def _float_handles(groups: Iterable[Group]) -> list[Line2D]:
     return [
         Line2D(
@@ -206,10 +215,16 @@ def _kind_handles(groups: Iterable[Group]) -> list[Line2D]:
     return handles
 
 
-def _scale_cost(axes: Axes, groups: Iterable[Group]) -> None:
-    costs = [cost for g in groups if (cost := g.mean("bit_flops"))]
-    if costs and max(costs) > LOG_FROM * min(costs):
+def _scale_cost(axes: Axes, groups: Iterable[Group], scale: float) -> None:
+    costs = [cost / scale for g in groups if (cost := g.mean("bit_flops"))]
+    costs += [point.bit_flops / scale for g in groups for point in g.curve()]
+    if not costs:
+        return
+    least, most = min(costs), max(costs)
+    if most > LOG_FROM * least:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
+    elif most < EQUAL_UNTIL * least:
+        axes.set_xlim(least / EQUAL_UNTIL, most * EQUAL_UNTIL)

@@ -13,10 +13,11 @@ import numpy as np
 from dqnet.report.runs import CurvePoint, Run
 
 #: overrides that never tell two lines apart: those with a column of their own, those that say
-#: where a run was made and not what it is, and the sweep it was part of
+#: where a run was made and not what it is, and the sweep it was part of; epochs are taken from the
+#: result, as a recipe or a sweep may set them untyped and results of other lengths do not compare
 NOT_IN_LABEL = re.compile(
     r"seed=|quant=|quant\.(quantizer|widths)=|loss\.target_bits=|data\.(root|workers|download)="
-    r"|model\.checkpoint_path=|trainer\.(device|progress)=|(logger|hydra|sweep)\b"
+    r"|model\.checkpoint_path=|trainer\.(device|progress|epochs)=|(logger|hydra|sweep)\b"
 )
 KINDS = ("float", "static", "dynamic")
 
@@ -26,8 +27,8 @@ class Group:
     """Runs that differ in nothing but the seed.
 
     Attributes:
-        settings: the overrides that not all runs of the method have, sorted; with the method they
-            name the line of the figure that the group is a point of.
+        settings: the overrides, and epochs, that not all runs of the method have, sorted; with the
+            method they name the line of the figure that the group is a point of.
     """
 
     method: str
@@ -79,7 +80,9 @@ class Group:
 def group(runs: Iterable[Run]) -> list[Group]:
     """Groups runs over seeds, ordered by method, settings, kind and target."""
     runs = list(runs)
-    typed = {run.folder: distinctive(run.overrides) for run in runs}
+    typed = {
+        run.folder: distinctive(run.overrides) | {f"trainer.epochs={run.epochs}"} for run in runs
+    }
     common = {
         method: frozenset.intersection(*(typed[run.folder] for run in runs if run.method == method))
         for method in {run.method for run in runs}

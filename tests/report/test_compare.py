@@ -156,7 +156,8 @@ def test_mistakes_end_with_one_line(study, tmp_path, monkeypatch, arguments, sai
 def test_widths_target_seed_and_paths_are_no_settings():
     overrides = [
         "quant=lsq", "quant.widths=[2,3]", "+quant.quantizer=lsq", "seed=3", "loss.target_bits=2.5",
-        "data.root=/d", "model.checkpoint_path=/w.pt", "trainer.device=cuda", "hydra.run.dir=x",
+        "data.root=/d", "model.checkpoint_path=/w.pt", "trainer.device=cuda",
+        "trainer.epochs=9", "hydra.run.dir=x",
         "hydra/launcher=joblib", "logger=wandb", "sweep=main",
         "+loss.alpha=2", "quant.controller.kind=separate", "experiment=cifar_static",
     ]  # fmt: skip
@@ -181,10 +182,10 @@ def test_settings_that_all_runs_of_a_method_have_are_not_in_the_label(tmp_path):
 
 
 def test_seeds_are_averaged_and_other_settings_are_not(study):
-    write_run(study / "long", widths=(3,), seed=2, top1=99.0, overrides=["trainer.epochs=9"])
+    write_run(study / "long", widths=(3,), seed=2, top1=99.0, epochs=9)
     statics = [g for g in groups_of(study) if g.kind == "static" and g.target_bits == 3]
     assert [(g.mean("top1"), len(g.runs), g.label) for g in statics] == [
-        (80.5, 2, ""),
+        (80.5, 2, "trainer.epochs=6"),
         (99.0, 1, "trainer.epochs=9"),
     ]
     assert statics[1].std("top1") is None
@@ -204,15 +205,20 @@ def test_mean_curve_covers_what_all_runs_reach(tmp_path):
 
 def test_a_line_is_compared_with_the_static_network_of_its_settings(tmp_path):
     write_run(tmp_path / "static", top1=80.0)
-    write_run(tmp_path / "static-long", top1=83.0, overrides=["trainer.epochs=9"])
+    write_run(tmp_path / "static-long", top1=83.0, epochs=9)
     dynamic = {"widths": (2, 3, 4), "top1": 84.0}
     write_run(tmp_path / "plain", **dynamic)
     separate = "quant.controller.kind=separate"
     write_run(tmp_path / "separate", **dynamic, overrides=[separate])
-    write_run(tmp_path / "long", **dynamic, overrides=["trainer.epochs=9", separate])
+    write_run(tmp_path / "long", **dynamic, epochs=9, overrides=[separate])
+    write_run(tmp_path / "longest", **dynamic, epochs=30)
     write_run(tmp_path / "lsq", method="lsq", **dynamic)
     found = {pair.settings: pair.difference for pair in pair(groups_of(tmp_path))}
-    assert found == {(): 4.0, (separate,): 4.0, (separate, "trainer.epochs=9"): 1.0}
+    assert found == {
+        ("trainer.epochs=6",): 4.0,
+        (separate, "trainer.epochs=6"): 4.0,
+        (separate, "trainer.epochs=9"): 1.0,
+    }
 
 
 def test_each_kind_has_a_recipe_of_its_own(tmp_path):

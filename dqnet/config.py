@@ -180,6 +180,9 @@ class EvalConfig:
     checkpoint: str | None = None  # a file, or a run folder (its best.pt)
     split: str = "test"  # or val: the held-out part of the training images
     output: str | None = None  # a folder; None: the checkpoint's
+    budget: float | None = None  # a width, as loss.target_bits; None: as trained
+    curve: bool = False
+    controls: bool = False
     report: ReportConfig = field(default_factory=ReportConfig)
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
     trainer: EvalTrainerConfig = field(default_factory=EvalTrainerConfig)

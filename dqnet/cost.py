@@ -58,20 +58,20 @@ def reachable_bits(model: QuantizedModel) -> tuple[float, float]:
     return ((fixed + low) / macs) ** 0.5, ((fixed + high) / macs) ** 0.5
 
 
-def check_target(model: QuantizedModel, target_bits: float) -> float:
-    """The target of ``target_bits`` in Bit-FLOPs.
+def check_target(model: QuantizedModel, bits: float, name: str = "target_bits") -> float:
+    """What the static network of ``bits`` costs, in Bit-FLOPs; ``name`` is of the setting.
 
     Raises:
         UserError: if no routing costs that much or that little.
     """
     low, high = reachable_bits(model)
     # Half a unit of the last printed digit: a range that is printed may be typed in again.
-    if not low - 5e-4 <= target_bits <= high + 5e-4:
+    if not low - 5e-4 <= bits <= high + 5e-4:
         raise UserError(
-            f"target_bits={target_bits:g} cannot be reached: with widths {model.widths} "
+            f"{name}={bits:g} cannot be reached: with widths {model.widths} "
             f"this network's targets go from {low:.3f} to {high:.3f} bits"
         )
-    return static_bit_flops(model, target_bits)
+    return static_bit_flops(model, bits)
 
 
 def mean_width(model: QuantizedModel, routing: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dqnet.controller import Controller
+from dqnet.controller import Controller, one_hot_max
 from dqnet.layers.conv import check_one_hot
 from dqnet.layers.router import Router
 
@@ -56,6 +56,8 @@ class QuantizedModel(nn.Module):
         controller: ``None`` in a static network.
         layers: every convolution and fully connected layer, in execution order.
         widths: the candidate widths of the routed layers (of all layers in a static network).
+        budget_lambda: λ, the price of Bit-FLOPs in evaluation: above 0 cheaper than trained, below
+            0 dearer; see :meth:`route`. It is no part of the state dict.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class QuantizedModel(nn.Module):
         self.split_point = split_point
         self.layers = layers
         self.widths = widths
+        self.budget_lambda = 0.0
         self._router = Router(sampled=choice_gradient == "sampled")
         self._forced: Tensor | None = None
         self._scores: Tensor | None = None
@@ -91,6 +94,25 @@ class QuantizedModel(nn.Module):
     def routed_layers(self) -> tuple[LayerInfo, ...]:
         """The layers whose width is chosen per image; the routing's second axis."""
         return tuple(layer for layer in self.layers if layer.role == "routed")
+
+    @property
+    def relative_costs(self) -> Tensor:
+        """Bit-FLOPs of each routed layer at each width over their mean: float64 ``[L, K]``.
+
+        One constant divides them all, so λ means the same in every layer, and choosing by score
+        − λ · relative cost maximises the sum of the scores at a given cost of the network.
+        """
+        return self.routed_costs / self.routed_costs.double().mean()
+
+    def route(self, scores: Tensor) -> Tensor:
+        """The controller's scores ``[N, L, K]`` to a one-hot routing of the same shape.
+
+        In training the controller draws it; in evaluation it is the arg-max of score − λ · relative
+        cost, with λ = ``budget_lambda``.
+        """
+        if self.controller.training or not self.budget_lambda:
+            return self.controller.route(scores)
+        return one_hot_max(priced(scores, self.relative_costs, self.budget_lambda)).to(scores)
 
     def forward(
         self, images: Tensor, routing: Tensor | None = None, with_scores: bool = False
@@ -132,8 +154,13 @@ class QuantizedModel(nn.Module):
         trained = any(p.requires_grad for p in self.controller.parameters())
         self._scores = self.controller(features if trained else features.detach())
         forced = self._forced
-        self._used = self.controller.route(self._scores) if forced is None else forced
+        self._used = self.route(self._scores) if forced is None else forced
         self._router.open(self._used)
+
+
+def priced(scores: Tensor, relative_costs: Tensor, budget_lambda: float) -> Tensor:
+    """Scores ``[N, L, K]`` less λ · relative cost ``[L, K]``, in float64."""
+    return scores.double() - budget_lambda * relative_costs
 
 
 def _accept_float_state_dict(

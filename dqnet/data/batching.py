@@ -13,6 +13,9 @@ from dqnet.data.splits import ImageArray, Part, Splits
 from dqnet.data.stratify import stratified_split
 from dqnet.errors import UserError
 
+#: training images to calibrate on where no validation part was kept
+CALIBRATION_IMAGES = 5000
+
 
 def loaders(
     splits: Splits,
@@ -80,11 +83,20 @@ def loaders(
         )
 
     train, test = _on_device(splits.train, device), _on_device(splits.test, device)
+    val = None if val_indices is None else loader(train, val_indices)
     return Loaders(
         train=loader(train, train_indices, seed),
-        val=None if val_indices is None else loader(train, val_indices),
+        val=val,
         test=loader(test, torch.arange(len(test))),
+        calibration=loader(train, _some(train_indices)) if val is None else val,
     )
+
+
+def _some(indices: torch.Tensor) -> torch.Tensor:
+    """The same ``CALIBRATION_IMAGES`` of them every time, in their order."""
+    fixed = torch.Generator().manual_seed(0)
+    drawn = torch.randperm(len(indices), generator=fixed)[:CALIBRATION_IMAGES]
+    return indices[drawn.sort().values]
 
 
 def _on_device(part: Part, device: torch.device) -> Part:

@@ -45,8 +45,17 @@ class Loader(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Loaders:
-    """The loaders of one data set; ``val`` is ``None`` when ``data.val_fraction`` is 0."""
+    """The loaders of one data set.
+
+    Attributes:
+        train: shuffled and augmented.
+        val: ``None`` when ``data.val_fraction`` is 0.
+        test: only ever measured.
+        calibration: what settings of a trained network are chosen on: the images of ``val``, or
+            else some training images, without augmentation.
+    """
 
     train: Loader
     val: Loader | None
     test: Loader
+    calibration: Loader

@@ -11,8 +11,11 @@ from dqnet.config import EvalConfig
 from dqnet.data import load_data, loaders
 from dqnet.engine.build import build_model
 from dqnet.engine.checkpoint import config_of, load_checkpoint
+from dqnet.engine.curve import write_curve
 from dqnet.engine.devices import Device
 from dqnet.engine.evaluate import evaluate
+from dqnet.engine.evaluate_dynamic import alternatives, calibrate, check_request, set_budget
+from dqnet.engine.evaluate_tables import print_controls, print_curve
 from dqnet.engine.files import write_json
 from dqnet.engine.objective import Objective
 from dqnet.engine.samples import Thumbnails, write_samples
@@ -28,9 +31,10 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> d
     """Writes ``eval.json`` and ``per_sample.csv`` and prints the table that training prints.
 
     Args:
-        config: which checkpoint (a file, or a run folder, meaning its ``best.pt``), and what to
-            change about how it was trained: data folder, batch size, device.
-        console: where the table is printed.
+        config: which checkpoint (a file, or a run folder, meaning its ``best.pt``), what to measure
+            beyond its figures, and what to change about how it was trained: data folder, batch
+            size, device.
+        console: where tables are printed.
 
     Returns:
         The content of ``eval.json``.
@@ -67,12 +71,20 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> d
     model = build_model(run.model, run.quant, splits.num_classes, shape, load_weights=False)
     model.load_state_dict(content["ema"] or content["model"])
     model = device.place(model)
+    check_request(model, config)
     objective = Objective(model, run.loss)
     folder = Path(config.output) if config.output is not None else path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"output folder {folder} cannot be made: {error.strerror}") from error
+    calibration = None
+    budget: dict[str, Any] = {"budget": None, "budget_lambda": 0.0}
+    if config.budget is not None or config.curve:
+        calibration = calibrate(model, data.calibration, device)
+    if config.budget is not None:
+        budget = set_budget(model, calibration, config.budget)
+        budget["budget_calibration"]["split"] = "train" if data.val is None else "val"
     thumbnails = Thumbnails(run.data.mean, run.data.std)
     with_report = config.report.name != "none"
     batches = thumbnails.of(held_out) if with_report else held_out
@@ -83,17 +95,34 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> d
         "epoch": content["epoch"],
         "split": config.split,
         "seed": run.seed,
+        **budget,
+        "controls": None,
     }
+    points = None
+    if config.curve or config.controls:
+        swept = calibration if config.curve else None
+        points, results["controls"] = alternatives(
+            model, evaluation, held_out, device, swept, config.controls, console
+        )
     write_json(folder / "eval.json", results)
     evaluation.write_csv(folder / "per_sample.csv")
     written = [folder / "eval.json", folder / "per_sample.csv"]
+    # What is drawn is drawn from files, by parts that are not loaded unless they are asked for.
+    if points is not None:
+        from dqnet.report.curve import write_figure
+
+        write_curve(folder / "curve.csv", points)
+        written += [folder / "curve.csv", *write_figure(folder)]
     if with_report:
-        # What is drawn is read from files, and only drawn where it is asked for.
         from dqnet.report.html import write_report
 
         write_samples(folder / "samples.npz", evaluation, thumbnails, splits.class_names)
         baselines = [Path(run) for run in config.report.baselines]
         written += [folder / "samples.npz", write_report(folder, baselines)]
     print_summary(console, results)
+    if points is not None:
+        print_curve(console, points, results["budget_lambda"])
+    if config.controls:
+        print_controls(console, results["controls"])
     console.print(f"written: {', '.join(map(str, written))}", soft_wrap=True)
     return results

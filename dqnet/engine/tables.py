@@ -22,6 +22,13 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
         ratio = summary["bit_flops"] / target
         table.add_row("Bit-FLOPs, mean image", f"{summary['bit_flops'] / 1e6:.3f} M")
         table.add_row("target", f"{target / 1e6:.3f} M (the mean is {ratio:.3f} of it)")
+        if summary.get("budget") is not None:
+            share = summary["bit_flops"] / summary["budget_bit_flops"]
+            table.add_row(
+                "budget",
+                f"{summary['budget_bit_flops'] / 1e6:.3f} M (the mean is {share:.3f} of it), "
+                f"λ = {summary['budget_lambda']:.4f}",
+            )
         table.add_row("standard deviation", f"{summary['bit_flops_std'] / 1e6:.3f} M")
         table.add_row("with full-precision layers", f"{summary['bit_flops_total'] / 1e6:.3f} M")
         table.add_row("mean width", f"{summary['mean_width']:.3f} bits")

@@ -1,0 +1,86 @@
+"""The budget knob: the price of Bit-FLOPs at which a trained network costs what it may.
+
+In evaluation a layer runs at the arg-max of score − λ · relative cost (see
+:attr:`dqnet.network.QuantizedModel.relative_costs`), the Lagrangian form of "the best scores for
+this mean cost" (Everett 1963, https://doi.org/10.1287/opre.11.3.399). λ = 0 is the network as it
+was trained.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dqnet.cost import bit_flops
+from dqnet.network import QuantizedModel, priced
+
+
+def chosen_at(model: QuantizedModel, scores: Tensor, budget_lambda: float) -> Tensor:
+    """Index of the width of each layer at λ: int64 ``[N, L]`` from scores ``[N, L, K]``."""
+    relative = model.relative_costs.to(scores.device)
+    return priced(scores, relative, budget_lambda).argmax(-1)
+
+
+def cost_of(model: QuantizedModel, chosen: Tensor) -> Tensor:
+    """Bit-FLOPs of each image: float64 ``[N]`` on the CPU, from ``chosen``, integers ``[N, L]``."""
+    routing = F.one_hot(chosen.long(), len(model.widths))
+    return bit_flops(model, routing.to(model.routed_costs.device)).cpu()
+
+
+class Calibration:
+    """λ and mean cost of some images, from their scores alone.
+
+    The controller runs before every routed layer, so no routing changes the scores: one pass over
+    the images answers for every λ.
+
+    Args:
+        model: a dynamic network.
+        scores: ``[N, L, K]``, the controller's for the images to calibrate on.
+    """
+
+    def __init__(self, model: QuantizedModel, scores: Tensor) -> None:
+        self.model = model
+        self.scores = scores.to(model.routed_costs.device)
+        self._lambdas = self._candidates()
+
+    def bit_flops(self, budget_lambda: float) -> float:
+        """The mean cost at λ; it never rises with λ."""
+        return cost_of(self.model, chosen_at(self.model, self.scores, budget_lambda)).mean().item()
+
+    def lambda_for(self, budget: float) -> float:
+        """The λ that spends most of ``budget`` Bit-FLOPs, and no more.
+
+        The mean cost is a step function of λ. The step taken is the highest one that is not above
+        the budget, and λ is in the middle of it, where rounding moves no image to another width. A
+        budget below the cheapest routing gets the cheapest routing.
+        """
+        steps = range(len(self._lambdas))
+        # Costs fall along the steps; bisection wants them to rise.
+        step = bisect_left(steps, -budget, key=lambda i: -self.bit_flops(self._lambdas[i].item()))
+        return self._lambdas[min(step, steps[-1])].item()
+
+    def budgets(self, count: int) -> list[float]:
+        """``count`` budgets in Bit-FLOPs, evenly spaced from the cheapest routing to the dearest.
+
+        Their λ, like the outermost two of this class, lie well beyond the last image's change of
+        mind, so that images with other scores are at the extremes too.
+        """
+        cheapest, dearest = (self.bit_flops(self._lambdas[i].item()) for i in (-1, 0))
+        return torch.linspace(cheapest, dearest, count, dtype=torch.float64).tolist()
+
+    def _candidates(self) -> Tensor:
+        """One λ inside every step, ascending.
+
+        Between two widths a layer of an image changes its mind where their priced scores are equal:
+        at (score difference) / (relative cost difference).
+        """
+        first, second = torch.combinations(torch.arange(len(self.model.widths))).unbind(1)
+        gains = self.scores[..., second].double() - self.scores[..., first]
+        prices = self.model.relative_costs[:, second] - self.model.relative_costs[:, first]
+        changes = (gains / prices).unique()
+        margin = 2 * (changes[-1:] - changes[:1]).clamp_min(1.0)
+        edges = torch.cat([changes[:1] - margin, changes, changes[-1:] + margin])
+        return ((edges[1:] + edges[:-1]) / 2).cpu()

@@ -1,0 +1,86 @@
+"""One trained network at a range of budgets: ``curve.csv``."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dqnet.engine.budget import Calibration, chosen_at
+from dqnet.engine.controls import Key, derangement
+from dqnet.engine.evaluate_routings import Routed
+from dqnet.engine.files import write_atomically
+from dqnet.network import QuantizedModel
+
+#: budgets from the cheapest routing to the dearest
+POINTS = 11
+
+
+def curve_lambdas(calibration: Calibration, marked: Iterable[float]) -> list[float]:
+    """The λ of evenly spaced budgets and those of ``marked``, by rising cost."""
+    spaced = {calibration.lambda_for(budget) for budget in calibration.budgets(POINTS)}
+    return sorted(spaced | set(marked), reverse=True)
+
+
+def curve_routings(
+    model: QuantizedModel, scores: Tensor, lambdas: Iterable[float], seeds: Iterable[int]
+) -> dict[Key, Tensor]:
+    """Every image's routing at each λ, and another image's for each seed: uint8 ``[N, L]`` each.
+
+    Args:
+        model: a dynamic network.
+        scores: ``[N, L, K]``, the controller's.
+        lambdas: the points of the curve.
+        seeds: of the permutations, those of the controls; none: no shuffled curve.
+    """
+    orders = {seed: derangement(len(scores), seed) for seed in seeds}
+    routings: dict[Key, Tensor] = {}
+    for budget_lambda in lambdas:
+        chosen = chosen_at(model, scores, budget_lambda).byte()
+        routings["curve", budget_lambda] = chosen
+        for seed, order in orders.items():
+            routings["shuffled curve", budget_lambda, seed] = chosen[order]
+    return routings
+
+
+def curve_points(
+    model: QuantizedModel,
+    answers: Mapping[Key, Routed],
+    lambdas: Sequence[float],
+    seeds: Sequence[int],
+) -> list[dict[str, float]]:
+    """The rows of ``curve.csv``, from the answers with the routings of :func:`curve_routings`."""
+    widths = torch.tensor(model.widths, dtype=torch.float64)
+    points = []
+    for budget_lambda in lambdas:
+        routed = answers["curve", budget_lambda]
+        point = {
+            "budget_lambda": budget_lambda,
+            "bit_flops": routed.cost.mean().item(),
+            "bit_flops_std": routed.cost.std(correction=0).item(),
+            "mean_width": widths[routed.chosen.long()].mean().item(),
+            "top1": routed.figures["top1"],
+            "loss": routed.figures["loss"],
+            "distinct_routings": len(routed.chosen.unique(dim=0)),
+        }
+        if seeds:
+            shuffled = [answers["shuffled curve", budget_lambda, seed] for seed in seeds]
+            top1 = [other.figures["top1"] for other in shuffled]
+            point["shuffled_top1"] = sum(top1) / len(top1)
+        points.append(point)
+    return points
+
+
+def write_curve(path: Path, points: Sequence[Mapping[str, float]]) -> None:
+    """Writes ``curve.csv``, atomically: one row per point, its columns are their keys."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="") as file:
+            rows = csv.DictWriter(file, list(points[0]))
+            rows.writeheader()
+            rows.writerows(points)
+
+    write_atomically(path, write)

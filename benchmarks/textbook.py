@@ -75,10 +75,13 @@ class TextbookConv2d(nn.Module):
 
 
 def textbook_network(model: QuantizedModel) -> QuantizedModel:
-    """A copy of a converted network whose convolutions are in the textbook form."""
+    """A copy of a converted network whose convolutions are in the textbook form.
+
+    It has PyTorch's default memory format, as it would if someone wrote it down.
+    """
     model = copy.deepcopy(model)
     for name, module in list(model.backbone.named_modules()):
         if isinstance(module, QuantConv2d):
             parent, _, child = name.rpartition(".")
             setattr(model.backbone.get_submodule(parent), child, TextbookConv2d(module))
-    return model
+    return model.to(memory_format=torch.contiguous_format)

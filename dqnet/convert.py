@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
@@ -135,7 +136,11 @@ def quantize(
         head = Controller(tuple(shape[1:]), len(routed), len(widths), controller)
         head.to(sample_input.device)
     _swap(model, swaps)  # last, so that a refused conversion leaves the model as it was
-    return QuantizedModel(model, head, source, tuple(layers), widths, choice_gradient)
+    converted = QuantizedModel(model, head, source, tuple(layers), widths, choice_gradient)
+    if sample_input.device.type == "cpu":
+        # A convolution of many small groups is a tenth faster in this format, and passes it on.
+        converted.to(memory_format=torch.channels_last)
+    return converted
 
 
 def _first_and_last(model: nn.Module, trace: Trace) -> list[str]:

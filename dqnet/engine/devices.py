@@ -37,7 +37,10 @@ class Device:
             devices=1 if self.torch_device.type == "cpu" else [self.torch_device.index or 0],
             precision=PRECISIONS[config.precision],
         )
-        self._format = torch.channels_last if config.channels_last else torch.contiguous_format
+        channels_last = config.channels_last
+        if channels_last is None:
+            channels_last = self.torch_device.type == "cpu"
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
 
     def place(self, model: nn.Module) -> nn.Module:
         """The model on the device, in the memory format."""

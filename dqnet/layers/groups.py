@@ -59,13 +59,23 @@ class Groups:
 
     def sort(self, x: Tensor) -> Tensor:
         """``[N, ...]`` with the images of one width side by side; itself if all chose the same."""
-        return x if self._sorted else x.index_select(0, self.order)
+        return x if self._sorted else _take(x, self.order)
 
     def unsort(self, parts: list[Tensor]) -> Tensor:
         """The parts of a sorted ``[N, ...]``, put together in the batch's own order."""
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return whole if self._sorted else whole.index_select(0, self.inverse)
+        return whole if self._sorted else _take(whole, self.inverse)
 
     @property
     def _sorted(self) -> bool:
         return sum(count > 0 for count in self.counts) <= 1
+
+
+def _take(x: Tensor, positions: Tensor) -> Tensor:
+    """Images at ``positions``, in the memory format of ``x``."""
+    if x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last):
+        return x.index_select(0, positions)
+    # index_select copies whole rows of contiguous tensors, and single elements of any other.
+    taken = torch.empty_like(x)
+    torch.index_select(x.permute(0, 2, 3, 1), 0, positions, out=taken.permute(0, 2, 3, 1))
+    return taken

@@ -125,14 +125,18 @@ class _RoutedConv2d(torch.autograd.Function):
         ctx.parts = groups, alternatives, geometry, quantizer
         ctx.choice_dtype = None if choice is None else choice.dtype
 
+        # Codes spare a pass over every input for one over every weight: worth it where inputs
+        # are larger.
+        ctx.as_codes = as_codes = x.numel() > weights[0].numel() * len(weights)
         ordered = groups.sort(x)
         buffer = torch.empty_like(x) if ordered is x else ordered  # x is not ours to overwrite
         parts = []
         for k, (start, end) in enumerate(groups.bounds):
             if end > start:
                 rows = slice(start, end)
-                _quantize(quantizer, ordered[rows], k, buffer[rows])
-                parts.append(geometry.forward(geometry.repeat(buffer[rows]), weights[k], bias))
+                scale = _encode(quantizer, ordered[rows], k, buffer[rows], as_codes)
+                weight = weights[k] * scale if as_codes else weights[k]
+                parts.append(geometry.forward(geometry.repeat(buffer[rows]), weight, bias))
         if not parts:  # an empty batch
             return geometry.forward(geometry.repeat(x), weights[0], bias)
         return groups.unsort(parts)
@@ -151,27 +155,31 @@ class _RoutedConv2d(torch.autograd.Function):
 
         ordered, ordered_grad = groups.sort(x), groups.sort(grad)
         buffer = torch.empty_like(ordered)
-        grad_parts: list[Tensor] = []
+        grad_x = torch.empty_like(ordered) if need_input else None  # sorted, too
         grad_weights = _zeros_where(need_weights, weights)
         grad_parameters = _zeros_where(need_parameters, quantizer.input_parameters())
-        grad_choice = grad.new_zeros(len(x), len(weights)) if need_choice else None  # sorted, too
+        grad_choice = grad.new_zeros(len(x), len(weights)) if need_choice else None
         for k, (start, end) in enumerate(groups.bounds):
             own = slice(start, end)
             # For the choice's exact gradient every image is needed at every width.
             rows = slice(0, len(x)) if need_every_width else own
-            _quantize(quantizer, ordered[rows], k, buffer[rows])
+            if rows.start == rows.stop:
+                continue
+            scale = _encode(quantizer, ordered[rows], k, buffer[rows], ctx.as_codes)
             if end > start:
-                quantized = geometry.repeat(buffer[own])
-                grad_quantized, grad_weights[k] = geometry.backward(
-                    ordered_grad[own], quantized, weights[k], need_input or need_choice,
-                    need_weights[k],
-                )  # fmt: skip
+                codes = geometry.repeat(buffer[own])
+                grad_quantized, grad_weight = geometry.backward(
+                    ordered_grad[own], codes, weights[k], need_input or need_choice, need_weights[k]
+                )
+                if need_weights[k]:
+                    grad_weights[k] = grad_weight.mul_(scale) if ctx.as_codes else grad_weight
                 if need_choice:
-                    grad_choice[own, k] = _inner(grad_quantized, quantized)
+                    grad_choice[own, k] = _inner(grad_quantized, codes).mul_(scale)
                 if need_input:
                     grad_quantized = geometry.repeat_backward(grad_quantized, ordered[own])
-                    part, grads = _input_gradients(quantizer, grad_quantized, ordered[own], k)
-                    grad_parts.append(part)
+                    grads = _input_gradients(
+                        quantizer, grad_quantized, ordered[own], k, grad_x[own]
+                    )
                     for i, one in enumerate(grads):
                         if grad_parameters[i] is not None:
                             grad_parameters[i] += one
@@ -179,11 +187,9 @@ class _RoutedConv2d(torch.autograd.Function):
                 for other in (slice(0, start), slice(end, len(x))):
                     if other.start < other.stop:
                         y = geometry.forward(geometry.repeat(buffer[other]), weights[k])
-                        grad_choice[other, k] = _inner(ordered_grad[other], y)
+                        grad_choice[other, k] = _inner(ordered_grad[other], y).mul_(scale)
 
-        grad_x = None
-        if need_x:
-            grad_x = groups.unsort(grad_parts) if grad_parts else torch.zeros_like(x)
+        grad_x = groups.unsort([grad_x]) if need_x else None
         if need_choice:
             grad_choice = groups.unsort([grad_choice])
             if alternatives is not None:
@@ -213,9 +219,9 @@ def _estimate_others(
     for k, (start, end) in enumerate(alternatives.bounds):
         if end > start:
             rows = slice(start, end)
-            _quantize(quantizer, buffer[rows], k, buffer[rows])
+            scale = _encode(quantizer, buffer[rows], k, buffer[rows], as_codes=True)
             y = geometry.forward(geometry.repeat(buffer[rows]), weights[k])
-            drawn[rows, k] = _inner(ordered_grad[rows], y)
+            drawn[rows, k] = _inner(ordered_grad[rows], y).mul_(scale)
     drawn = alternatives.unsort([drawn])
     is_drawn = torch.zeros_like(drawn)
     for k, (start, end) in enumerate(alternatives.bounds):
@@ -229,28 +235,41 @@ def _zeros_where(needed: tuple[bool, ...], tensors: list[Tensor]) -> list[Tensor
     return [torch.zeros_like(tensor) if need else None for need, tensor in pairs]
 
 
-def _quantize(quantizer: Quantizer, x: Tensor, k: int, out: Tensor) -> None:
-    """Writes Q_k(x) to ``out``, which may be ``x``."""
+def _encode(quantizer: Quantizer, x: Tensor, k: int, out: Tensor, as_codes: bool) -> Tensor | float:
+    """Writes Q_k(x) = s · codes to ``out``, which may be ``x``, or the codes alone; returns s.
+
+    Where the values themselves were written, s is 1.
+    """
+    width = quantizer.widths[k]
     if x.dtype in HALF:
-        # bfloat16 cannot tell 9-bit levels apart.
+        # They hold neither large codes nor the steps to compute them with.
         wide = x.float()
-        out.copy_(quantizer.quantize_into(wide, quantizer.widths[k], wide))
-    else:
-        quantizer.quantize_into(x, quantizer.widths[k], out)
+        out.copy_(wide.mul_(quantizer.codes_into(wide, width, wide)))
+        return 1.0
+    scale = quantizer.codes_into(x, width, out)
+    if as_codes:
+        return scale
+    out.mul_(scale)
+    return 1.0
 
 
 def _input_gradients(
-    quantizer: Quantizer, grad: Tensor, x: Tensor, k: int
-) -> tuple[Tensor, list[Tensor]]:
-    """The gradients to ``x`` and to the quantizer's parameters; ``grad`` may be overwritten."""
+    quantizer: Quantizer, grad: Tensor, x: Tensor, k: int, out: Tensor
+) -> list[Tensor]:
+    """Writes the gradient to ``x``, and returns those to the quantizer's parameters."""
+    width = quantizer.widths[k]
     if x.dtype not in HALF:
-        return quantizer.input_gradients(grad, x, quantizer.widths[k])
-    part, grads = quantizer.input_gradients(grad.float(), x.float(), quantizer.widths[k])
-    return part.to(x.dtype), grads
+        return quantizer.input_gradients(grad, x, width, out)
+    wide = grad.float()
+    grads = quantizer.input_gradients(wide, x.float(), width, wide)
+    out.copy_(wide)
+    return grads
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products image by image: ``[N, ...]`` twice to ``[N]``."""
+    """Inner products image by image: ``[N, C, H, W]`` twice to ``[N]``."""
+    if a.stride() == b.stride() and a.is_contiguous(memory_format=torch.channels_last):
+        a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)  # so that flattening copies nothing
     return torch.linalg.vecdot(a.flatten(1), b.flatten(1))
 
 

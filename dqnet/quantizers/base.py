@@ -86,29 +86,36 @@ class Quantizer(nn.Module):
         """The input at one of the widths: a tensor of the shape of ``x``, differentiable."""
         raise NotImplementedError
 
-    def quantize_into(self, x: Tensor, width: int, out: Tensor) -> Tensor:
-        """The values of :meth:`quantize_input` without a gradient, in memory that is there.
+    def codes_into(self, x: Tensor, width: int, out: Tensor) -> Tensor | float:
+        """Writes codes to ``out`` and returns their scale: together :meth:`quantize_input`.
 
-        A quantizer that is to be fast overrides this and :meth:`input_gradients`.
+        A convolution of codes with a weight that was multiplied by the scale has the same result,
+        and spares a pass over memory. A quantizer that is to be fast overrides this and
+        :meth:`input_gradients`.
 
         Args:
             x: any shape.
             width: one of the widths.
-            out: where the values go, of the shape of ``x``; it may be ``x`` itself.
+            out: where the codes go, of the shape of ``x``; it may be ``x`` itself.
+
+        Returns:
+            A number or a scalar tensor, so that the quantized input is ``scale * out``.
         """
         with torch.no_grad():
-            return out.copy_(self.quantize_input(x, width))
+            out.copy_(self.quantize_input(x, width))
+        return 1.0
 
-    def input_gradients(self, grad: Tensor, x: Tensor, width: int) -> tuple[Tensor, list[Tensor]]:
+    def input_gradients(self, grad: Tensor, x: Tensor, width: int, out: Tensor) -> list[Tensor]:
         """The gradients that :meth:`quantize_input` passes on.
 
         Args:
             grad: the gradient to its result, which may be overwritten.
             x: its input.
             width: one of the widths.
+            out: where the gradient to ``x`` goes; it may be ``grad`` itself.
 
         Returns:
-            The gradient to ``x``, and one for each of :meth:`input_parameters`.
+            One gradient for each of :meth:`input_parameters`.
         """
         parameters = self.input_parameters()
         with torch.enable_grad():
@@ -118,10 +125,9 @@ class Quantizer(nn.Module):
             grads = torch.autograd.grad(
                 self.quantize_input(x, width), wanted, grad, materialize_grads=True
             )
+        out.copy_(grads[0])
         rest = iter(grads[1:])
-        return grads[0], [
-            next(rest) if p.requires_grad else torch.zeros_like(p) for p in parameters
-        ]
+        return [next(rest) if p.requires_grad else torch.zeros_like(p) for p in parameters]
 
     def input_parameters(self) -> list[nn.Parameter]:
         """The parameters that :meth:`quantize_input` depends on."""

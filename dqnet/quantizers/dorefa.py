@@ -28,46 +28,48 @@ class _SignTimesMean(torch.autograd.Function):
         return grad
 
 
-class _Scale(torch.autograd.Function):
-    """tanh(w) / max|tanh w|; it keeps nothing but w, and computes the rest again."""
+class _RoundScaled(torch.autograd.Function):
+    """2 · Q(tanh w / (2 · max|tanh w|) + ½) − 1 at several widths (eq. 9).
+
+    Everything before the rounding is the same for every width and computed once. Passes over
+    memory are what it costs, so constants ride along in additions, and only w is kept.
+    """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, widths: tuple[int, ...]) -> tuple[Tensor, ...]:
         ctx.save_for_backward(weight)
         squashed = weight.tanh()
-        return squashed.div_(_largest(squashed))
+        unit = squashed.div_(2 * _largest(squashed)).add_(0.5)
+        minus_one = weight.new_tensor(-1)
+        quantized = []
+        for width in widths:
+            levels = 2**width - 1
+            codes = (unit * levels).round_()
+            quantized.append(torch.add(minus_one, codes, alpha=2 / levels, out=codes))
+        return tuple(quantized)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (weight,) = ctx.saved_tensors
+        grad = grads[0] + grads[1] if len(grads) > 1 else grads[0].clone()
+        for other in grads[2:]:
+            grad += other
         squashed = weight.tanh()
-        magnitude, largest = squashed.abs(), _largest(squashed)
-        # The largest element is in every element's denominator; equal ones share that gradient.
-        top = magnitude == largest
+        largest = _largest(squashed)
         grad_largest = -(grad * squashed).sum() / largest**2
-        grad_squashed = grad / largest + grad_largest * squashed.sign() * top / top.sum().clamp_min(
-            1
-        )
-        return grad_squashed.mul_(1 - squashed.square())
+        # The largest element is in every element's denominator; equal ones share that gradient.
+        # Divided by the largest, they alone are 1 or -1.
+        sign_of_top = (squashed / largest).trunc_()
+        share = grad_largest / sign_of_top.abs().sum().clamp_min(1)
+        grad.div_(largest).addcmul_(sign_of_top, share)
+        return torch.ops.aten.tanh_backward(grad, squashed, grad_input=grad), None
 
 
 def _largest(squashed: Tensor) -> Tensor:
     """max|tanh w|; 1 for an all-zero weight, which is then divided by something finite."""
-    largest = squashed.abs().max()
+    low, high = squashed.aminmax()
+    largest = torch.maximum(high, -low)
     return torch.where(largest > 0, largest, 1)
-
-
-class _RoundScaled(torch.autograd.Function):
-    """2 · Q(v/2 + ½) − 1 for v in [-1, 1], with the gradient passed unchanged (eqs. 5 and 9)."""
-
-    @staticmethod
-    def forward(ctx: Any, scaled: Tensor, levels: int) -> Tensor:
-        unit = (scaled / 2).add_(0.5)
-        return unit.mul_(levels).round_().div_(levels).mul_(2).sub_(1)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
 
 
 class _ClipAndRound(torch.autograd.Function):
@@ -77,7 +79,8 @@ class _ClipAndRound(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, levels: int, signed: bool) -> Tensor:
         ctx.save_for_backward(x)
         ctx.signed = signed
-        return _clip_and_round(x, levels, signed, torch.empty_like(x))
+        codes = torch.empty_like(x)
+        return codes.mul_(_codes_into(x, levels, signed, codes))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -85,11 +88,14 @@ class _ClipAndRound(torch.autograd.Function):
         return _clip_gradient(grad, x, ctx.signed, torch.empty_like(x)), None, None
 
 
-def _clip_and_round(x: Tensor, levels: int, signed: bool, out: Tensor) -> Tensor:
+def _codes_into(x: Tensor, levels: int, signed: bool, out: Tensor) -> float:
+    """Writes the codes 0 … levels, or −levels/2 … levels/2, and returns their scale."""
     if not signed:
-        return torch.clamp(x, 0, 1, out=out).mul_(levels).round_().div_(levels)
+        torch.clamp(x, 0, 1, out=out).mul_(levels).round_()
+        return 1 / levels
     half = levels / 2
-    return torch.clamp(x, -1, 1, out=out).add_(1).mul_(half).round_().div_(half).sub_(1)
+    torch.clamp(x, -1, 1, out=out).add_(1).mul_(half).round_().sub_(half)
+    return 1 / half
 
 
 def _clip_gradient(grad: Tensor, x: Tensor, signed: bool, out: Tensor) -> Tensor:
@@ -128,16 +134,10 @@ class DoReFaWeights(Quantizer):
     """DoReFa's weights, which other methods use with activations of their own."""
 
     def quantize_weight(self, weight: Tensor) -> tuple[Tensor, ...]:
-        scaled = None
-        quantized = []
-        for width in self.widths:
-            if width == 1:
-                quantized.append(_SignTimesMean.apply(weight))
-                continue
-            if scaled is None:  # the same for every width, so computed once
-                scaled = _Scale.apply(weight)
-            quantized.append(_RoundScaled.apply(scaled, 2**width - 1))
-        return tuple(quantized)
+        rounded: tuple[Tensor, ...] = ()
+        if self.widths[-1] > 1:
+            rounded = _RoundScaled.apply(weight, tuple(w for w in self.widths if w > 1))
+        return (_SignTimesMean.apply(weight), *rounded) if self.widths[0] == 1 else rounded
 
 
 class DoReFa(DoReFaWeights, name="dorefa"):
@@ -146,8 +146,9 @@ class DoReFa(DoReFaWeights, name="dorefa"):
     def quantize_input(self, x: Tensor, width: int) -> Tensor:
         return dorefa_activation(x, width, self.signed)
 
-    def quantize_into(self, x: Tensor, width: int, out: Tensor) -> Tensor:
-        return _clip_and_round(x, 2**width - 1, self.signed, out)
+    def codes_into(self, x: Tensor, width: int, out: Tensor) -> float:
+        return _codes_into(x, 2**width - 1, self.signed, out)
 
-    def input_gradients(self, grad: Tensor, x: Tensor, width: int) -> tuple[Tensor, list[Tensor]]:
-        return _clip_gradient(grad, x, self.signed, grad), []
+    def input_gradients(self, grad: Tensor, x: Tensor, width: int, out: Tensor) -> list[Tensor]:
+        _clip_gradient(grad, x, self.signed, out)
+        return []

@@ -125,6 +125,13 @@ class LSQ(Quantizer, name="lsq"):
         scale = self._scale(x[0].numel() if len(x) else 1, width, self.signed)
         return lsq(x, self.input_step[self.widths.index(width)], width, self.signed, scale)
 
+    @torch.no_grad()
+    def codes_into(self, x: Tensor, width: int, out: Tensor) -> Tensor:
+        step = self.input_step[self.widths.index(width)].clamp_min(SMALLEST_STEP)
+        binary = width == 1 and self.signed
+        _codes_(torch.div(x, step, out=out), *lsq_range(width, self.signed), binary)
+        return step
+
     def input_parameters(self) -> list[nn.Parameter]:
         return [self.input_step]
 

@@ -24,12 +24,8 @@ class _ClipAtAlpha(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, alpha: Tensor, levels: int, signed: bool) -> Tensor:
         ctx.save_for_backward(x, alpha)
         ctx.signed = signed
-        top = alpha.clamp_min(SMALLEST_ALPHA)
-        if not signed:
-            return x.div(top).clamp_(0, 1).mul_(levels).round_().mul_(top / levels)
-        half = levels / 2
-        unit = x.div(top).clamp_(-1, 1).add_(1)
-        return unit.mul_(half).round_().sub_(half).mul_(top / half)
+        codes = torch.empty_like(x)
+        return codes.mul_(_codes_into(x, alpha, levels, signed, codes))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
@@ -41,6 +37,18 @@ class _ClipAtAlpha(torch.autograd.Function):
         if ctx.signed:
             grad_alpha = grad_alpha - (grad * below).sum()
         return grad * ~(above | below), grad_alpha, None, None
+
+
+def _codes_into(x: Tensor, alpha: Tensor, levels: int, signed: bool, out: Tensor) -> Tensor:
+    """Writes the codes 0 … levels, or −levels/2 … levels/2, and returns their scale."""
+    top = alpha.clamp_min(SMALLEST_ALPHA)
+    torch.div(x, top, out=out)
+    if not signed:
+        out.clamp_(0, 1).mul_(levels).round_()
+        return top / levels
+    half = levels / 2
+    out.clamp_(-1, 1).add_(1).mul_(half).round_().sub_(half)
+    return top / half
 
 
 def pact_activation(x: Tensor, alpha: Tensor, width: int, signed: bool = False) -> Tensor:
@@ -81,6 +89,10 @@ class PACT(DoReFaWeights, name="pact"):
 
     def quantize_input(self, x: Tensor, width: int) -> Tensor:
         return pact_activation(x, self.alpha, width, self.signed)
+
+    @torch.no_grad()
+    def codes_into(self, x: Tensor, width: int, out: Tensor) -> Tensor:
+        return _codes_into(x, self.alpha, 2**width - 1, self.signed, out)
 
     def input_parameters(self) -> list[nn.Parameter]:
         return [self.alpha]

@@ -1,6 +1,10 @@
 """Evaluate a checkpoint: eval.json and per_sample.csv beside it, and a table.
 
 python eval.py checkpoint=runs/default                   # the run's best.pt on its test part
+python eval.py checkpoint=runs/default budget=2.6        # cheaper than trained: 2.6 bits on average
+python eval.py checkpoint=runs/default curve=true        # every budget: curve.csv and a figure
+python eval.py checkpoint=runs/default controls=true     # is the routing instance-aware?
+python eval.py checkpoint=runs/default report=html       # a page with every image
 python eval.py checkpoint=runs/default/last.pt output=elsewhere
 python eval.py checkpoint=PATH data.root=ELSEWHERE trainer.device=cpu
 """

@@ -229,6 +229,23 @@ def test_evaluation_leaves_nothing_but_its_files(trained, command, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"eval.json", "per_sample.csv"}
 
 
+def test_budget_curve_and_controls(trained, command, tmp_path):
+    asked = "budget=3.1", "curve=true", "controls=true", "split=test"
+    result = command("eval.py", f"checkpoint={trained[0]}", f"output={tmp_path}/out", *asked)
+    assert result.status == 0
+    figures = json.loads((tmp_path / "out/eval.json").read_text())
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"eval.json", "per_sample.csv", "curve.csv", "curve.png", "curve.pdf"}
+    assert figures["budget"] == 3.1
+    assert figures["budget_calibration"]["bit_flops"] <= figures["budget_bit_flops"]
+    with (tmp_path / "out/curve.csv").open(newline="") as file:
+        points = {float(row["budget_lambda"]): row for row in csv.DictReader(file)}
+    assert float(points[figures["budget_lambda"]]["top1"]) == figures["top1"]
+    assert 0.0 in points
+    gain = f"{figures['controls']['instance_gain']['points']:+.2f} points"
+    assert gain in result.out and "shuffled, mean of 5" in result.out
+
+
 def test_mistake_in_a_process_of_its_own(tmp_path):
     process = start("train.py", "optim.lr=-1", folder=tmp_path)
     assert process.returncode == 1
@@ -432,6 +449,10 @@ def test_mistake_in_evaluation_is_one_line(command, files, arguments, parts):
         ("data.batch_size=0", ["data.batch_size", "at least 1"]),
         ("split=val", ["no validation part", "split=test"]),
         ("output=/dev/null/x", ["/dev/null"]),
+        ("budget=1.9", ["budget=1.9 cannot be reached", "from 2."]),
+        ("budget=cheap", ["budget", "'cheap'", "Float"]),
+        ("curve=often", ["curve", "'often'"]),
+        ("report=htm", ["report 'htm'", "'html'"]),
     ],
 )
 def test_mistake_in_evaluating_a_run_is_one_line(command, trained, tmp_path, argument, parts):

@@ -1,0 +1,82 @@
+"""``report/index.html``: everything about one evaluation on one page that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from dqnet.engine.files import write_atomically
+from dqnet.errors import UserError
+from dqnet.report.controls import control_rows
+from dqnet.report.figures import NAMES, figures_of
+from dqnet.report.figures.trade_off import described
+from dqnet.report.gallery import make_gallery
+from dqnet.report.provenance import provenance_of
+from dqnet.report.results import read_results
+from dqnet.report.runs import read_run
+from dqnet.report.svg import inline_svg
+from dqnet.report.units import unit_for
+
+TEMPLATE = Path(__file__).parent / "template"
+
+
+def write_report(folder: Path, baselines: Sequence[Path] = ()) -> Path:
+    """Writes the page, and its figures as PNG and PDF, to ``folder/report``.
+
+    Args:
+        folder: holds ``eval.json``, ``per_sample.csv``, ``samples.npz`` and perhaps ``curve.csv``
+            and ``.hydra``.
+        baselines: folders of complete runs to compare with.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        UserError: if one of the files is missing or of another evaluation.
+    """
+    results = read_results(folder)
+    runs = [read_run(baseline) for baseline in baselines]
+    figures = figures_of(results, runs)
+    report = folder / "report"
+    try:
+        report.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"report folder {report} cannot be made: {error.strerror}") from error
+    for name in NAMES:  # a figure of an earlier evaluation would pass for one of this
+        for kind in ("png", "pdf"):
+            (report / f"{name}.{kind}").unlink(missing_ok=True)
+    for figure in figures:
+        figure.save(report)
+
+    script = (TEMPLATE / "page.js").read_text()
+    controls = results.figures.get("controls") or {}
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("page.html").render(
+        figures=[(figure, inline_svg(figure)) for figure in figures],
+        results=results,
+        measured=results.figures,
+        gallery=make_gallery(results),
+        controls=control_rows(controls),
+        gains=controls,
+        baselines=[(described(run), run) for run in runs],
+        run=provenance_of(folder, results.figures),
+        show=lambda value: unit_for(value).show(value),
+        style=Markup((TEMPLATE / "page.css").read_text()),
+        script=Markup(script),
+        # The page's own script is the only one that a browser runs, whatever the data hold.
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+    )
+    path = report / "index.html"
+    write_atomically(path, lambda temporary: temporary.write_text(page, "utf-8") and None)
+    return path

@@ -1,0 +1,372 @@
+"use strict";
+
+const byId = (id) => document.getElementById(id);
+const about = JSON.parse(byId("about").textContent);
+const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+
+function array(name, Type) {
+  const source = byId(`array-${name}`);
+  return source && new Type(bytes(source.textContent).buffer);
+}
+
+const data = {
+  index: array("index", Uint32Array),
+  label: array("label", Uint16Array),
+  prediction: array("prediction", Uint16Array),
+  confidence: array("confidence", Float32Array),
+  chosen: array("chosen", Uint8Array),
+  scores: array("scores", Uint16Array),
+  topClasses: array("topClasses", Uint16Array),
+  topProbs: array("topProbs", Float32Array),
+  cost: array("cost", Float64Array),
+};
+const { layers, widths, classes } = about;
+const ROWS = 6; // of cards on a page
+const STEPS = 1000; // of the cost sliders
+
+// Float16Array is younger than many browsers.
+function half(bits) {
+  const exponent = (bits >> 10) & 31;
+  const fraction = bits & 1023;
+  const sign = bits >> 15 ? -1 : 1;
+  if (exponent === 0) return sign * fraction * 2 ** -24;
+  if (exponent === 31) return fraction ? NaN : sign * Infinity;
+  return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
+}
+
+const showCost = (cost) => `${(cost / about.unit.divisor).toPrecision(4)} ${about.unit.letter}`;
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const signed = (score) => score.toFixed(2).replace("-", "−");
+const isRight = (i) => data.label[i] === data.prediction[i];
+const widthOf = (i, layer) => widths[data.chosen[i * layers.length + layer]];
+
+function meanWidth(i) {
+  let sum = 0;
+  for (let layer = 0; layer < layers.length; layer++) sum += widthOf(i, layer).width;
+  return sum / layers.length;
+}
+
+function element(tag, className, text) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+/* Pictures: a sheet is decoded when the first of its images is shown. */
+
+const sheetTexts = document.querySelectorAll("script.sheet");
+const sheets = new Map();
+
+function sheetOf(i) {
+  const number = Math.floor(i / (about.sheet.columns * about.sheet.rows));
+  if (!sheets.has(number)) {
+    const image = new Image();
+    image.src = `data:image/webp;base64,${sheetTexts[number].textContent}`;
+    sheets.set(number, image.decode().then(() => image));
+  }
+  return sheets.get(number);
+}
+
+async function drawImage(canvas, i, size) {
+  canvas.dataset.drawn = i;
+  const sheet = await sheetOf(i);
+  if (Number(canvas.dataset.drawn) !== i) return; // another image has come since
+  const context = canvas.getContext("2d");
+  const { width, height } = about.image;
+  const { columns, rows } = about.sheet;
+  const place = i % (columns * rows);
+  const scale = size / Math.max(width, height);
+  context.imageSmoothingEnabled = scale < 2;
+  context.drawImage(
+    sheet, (place % columns) * width, Math.floor(place / columns) * height, width, height,
+    (size - width * scale) / 2, (size - height * scale) / 2, width * scale, height * scale,
+  );
+}
+
+/* The gallery: images are numbered by their place in the order of cost. */
+
+const grid = byId("grid");
+const filters = byId("filters");
+const cardSize = parseFloat(getComputedStyle(grid).getPropertyValue("--card")) * 16;
+const stripRows = Math.ceil(layers.length / 30);
+const stripHeight = stripRows * 9;
+let selected = [];
+let page = 0;
+let perPage = 1;
+
+function drawCard(canvas, i) {
+  const dpr = window.devicePixelRatio || 1;
+  canvas.width = Math.round(cardSize * dpr);
+  canvas.height = Math.round((cardSize + stripHeight) * dpr);
+  const context = canvas.getContext("2d");
+  context.scale(dpr, dpr);
+  const perRow = Math.ceil(layers.length / stripRows);
+  const step = cardSize / perRow;
+  for (let layer = 0; layer < layers.length; layer++) {
+    context.fillStyle = widthOf(i, layer).fill;
+    context.fillRect(
+      (layer % perRow) * step, cardSize + 1 + Math.floor(layer / perRow) * 9, step - 1, 8,
+    );
+  }
+  drawImage(canvas, i, cardSize);
+}
+
+function card(i) {
+  const made = element("button", `card ${isRight(i) ? "right" : "wrong"}`);
+  const [label, prediction] = [classes[data.label[i]], classes[data.prediction[i]]];
+  const canvas = element("canvas");
+  made.append(
+    canvas,
+    element("span", "label", label),
+    element("span", "answer", `${isRight(i) ? "✓" : "✗"} ${prediction}`),
+  );
+  if (data.cost) made.append(element("span", "cost", showCost(data.cost[i])));
+  made.type = "button";
+  made.dataset.image = data.index[i];
+  made.dataset.place = i;
+  made.tabIndex = -1;
+  const answer = isRight(i) ? "right" : `wrong, predicted ${prediction}`;
+  const cost = data.cost ? `, ${showCost(data.cost[i])} Bit-FLOPs` : "";
+  const width = layers.length ? `, mean width ${meanWidth(i).toFixed(2)} bits` : "";
+  made.setAttribute("aria-label", `image ${data.index[i]}: ${label}, ${answer}${cost}${width}`);
+  made.title = `${label} → ${prediction}`;
+  drawCard(canvas, i);
+  return made;
+}
+
+function columns() {
+  return getComputedStyle(grid).gridTemplateColumns.split(" ").length;
+}
+
+function pages() {
+  return Math.max(1, Math.ceil(selected.length / perPage));
+}
+
+function showPage(number, focused = 0) {
+  page = Math.min(Math.max(number, 0), pages() - 1);
+  const shown = selected.slice(page * perPage, (page + 1) * perPage);
+  grid.replaceChildren(...shown.map(card));
+  const focusable = grid.children[Math.min(focused, shown.length - 1)];
+  if (focusable) focusable.tabIndex = 0;
+  const slider = byId("page");
+  slider.max = pages();
+  slider.value = page + 1;
+  slider.disabled = pages() === 1;
+  byId("first").disabled = byId("previous").disabled = page === 0;
+  byId("last").disabled = byId("next").disabled = page === pages() - 1;
+  const range = about.costsDiffer && shown.length
+    ? ` · ${showCost(data.cost[shown[0]])} to ${showCost(data.cost[shown.at(-1)])} Bit-FLOPs` : "";
+  byId("place").textContent = `page ${page + 1} of ${pages()}${range}`;
+  slider.setAttribute("aria-valuetext", byId("place").textContent);
+}
+
+function costAt(slider) {
+  const value = Number(byId(slider).value);
+  const [least, largest] = [data.cost[0], data.cost.at(-1)];
+  if (value === STEPS) return largest; // exactly, which the sum below need not be
+  return least + ((largest - least) * value) / STEPS;
+}
+
+function select() {
+  const answer = filters.elements.answer.value;
+  const wanted = Number(byId("class").value);
+  const [low, high] = about.costsDiffer ? [costAt("low"), costAt("high")] : [];
+  selected = [];
+  for (let i = 0; i < about.count; i++) {
+    if (wanted >= 0 && data.label[i] !== wanted) continue;
+    if (answer !== "all" && (answer === "right") !== isRight(i)) continue;
+    if (about.costsDiffer && (data.cost[i] < low || data.cost[i] > high)) continue;
+    selected.push(i);
+  }
+  if (about.costsDiffer) {
+    for (const [name, cost] of [["low", low], ["high", high]]) {
+      byId(`${name}-value`).textContent = showCost(cost);
+      byId(`${name}-value`).dataset.cost = cost;
+      byId(name).setAttribute("aria-valuetext", `${showCost(cost)} Bit-FLOPs`);
+    }
+  }
+  byId("count").textContent =
+    `${selected.length.toLocaleString("en")} of ${about.count.toLocaleString("en")} images`;
+  showPage(0);
+}
+
+function focusCard(place) {
+  const position = Math.min(Math.max(place, 0), selected.length - 1);
+  const target = Math.floor(position / perPage);
+  if (target !== page) showPage(target, position % perPage);
+  for (const child of grid.children) child.tabIndex = -1;
+  const focused = grid.children[position % perPage];
+  focused.tabIndex = 0;
+  focused.focus();
+}
+
+grid.addEventListener("keydown", (event) => {
+  const position = [...grid.children].indexOf(event.target) + page * perPage;
+  const moves = {
+    ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns(), ArrowDown: columns(),
+    PageUp: -perPage, PageDown: perPage, Home: -position, End: selected.length,
+  };
+  if (!(event.key in moves)) return;
+  event.preventDefault();
+  focusCard(position + moves[event.key]);
+});
+
+grid.addEventListener("click", (event) => {
+  const chosen = event.target.closest(".card");
+  if (chosen) openDetail(selected.indexOf(Number(chosen.dataset.place)));
+});
+
+filters.addEventListener("submit", (event) => event.preventDefault());
+filters.addEventListener("reset", () => setTimeout(select)); // after the fields have changed
+filters.addEventListener("input", (event) => {
+  const [low, high] = [byId("low"), byId("high")];
+  if (low && Number(low.value) > Number(high.value)) {
+    if (event.target === low) high.value = low.value;
+    else low.value = high.value;
+  }
+  select();
+});
+byId("page").addEventListener("input", (event) => showPage(Number(event.target.value) - 1));
+byId("first").addEventListener("click", () => showPage(0));
+byId("previous").addEventListener("click", () => showPage(page - 1));
+byId("next").addEventListener("click", () => showPage(page + 1));
+byId("last").addEventListener("click", () => showPage(pages() - 1));
+
+function fitPage() {
+  const fitting = columns() * ROWS;
+  if (fitting === perPage) return;
+  const first = page * perPage;
+  perPage = fitting;
+  showPage(Math.floor(first / perPage));
+}
+
+/* One image, large. */
+
+const dialog = byId("detail");
+let open = 0; // its position among the selected
+
+function openDetail(position) {
+  open = position;
+  fillDetail(selected[open]);
+  if (!dialog.open) dialog.showModal();
+  byId("detail-title").focus();
+}
+
+function fillDetail(i) {
+  byId("detail-title").textContent =
+    `${isRight(i) ? "✓" : "✗"} ${classes[data.label[i]]}` +
+    (isRight(i) ? "" : `, taken for ${classes[data.prediction[i]]}`);
+  const canvas = byId("detail-canvas");
+  const { width, height } = about.image;
+  const side = Math.max(width, height);
+  canvas.width = canvas.height = side;
+  canvas.setAttribute("aria-label", `image ${data.index[i]}`);
+  drawImage(canvas, i, side);
+  const facts = [
+    ["image", data.index[i]],
+    ["label", classes[data.label[i]]],
+    ["prediction", `${classes[data.prediction[i]]} (${isRight(i) ? "right" : "wrong"})`],
+    ["confidence", percent(data.confidence[i])],
+  ];
+  if (data.cost) facts.push(["Bit-FLOPs", showCost(data.cost[i])]);
+  if (layers.length) facts.push(["mean width", `${meanWidth(i).toFixed(3)} bits`]);
+  byId("detail-facts").replaceChildren(
+    ...facts.flatMap(([name, value]) => [element("dt", "", name), element("dd", "", value)]),
+  );
+  byId("detail-classes").replaceChildren(...bestClasses(i));
+  if (layers.length) byId("detail-widths").replaceChildren(...layerRows(i));
+  byId("detail-previous").disabled = open === 0;
+  byId("detail-next").disabled = open === selected.length - 1;
+}
+
+function bestClasses(i) {
+  const made = [];
+  for (let k = 0; k < about.top; k++) {
+    const [which, share] = [data.topClasses[i * about.top + k], data.topProbs[i * about.top + k]];
+    const bar = element("span", "bar");
+    bar.style.width = `${100 * share}%`;
+    const isLabel = which === data.label[i];
+    made.push(
+      element("span", isLabel ? "label" : "", classes[which] + (isLabel ? " (label)" : "")),
+      bar,
+      element("span", "share", percent(share)),
+    );
+  }
+  return made;
+}
+
+function layerRows(i) {
+  const head = element("thead");
+  head.append(element("tr"));
+  head.firstChild.append(
+    element("th", "", "layer"), ...widths.map(({ width }) => element("th", "", `${width} bit`)),
+  );
+  const body = element("tbody");
+  layers.forEach((name, layer) => {
+    const row = element("tr");
+    const title = element("th", "", name);
+    title.scope = "row";
+    row.append(title);
+    widths.forEach((colour, k) => {
+      const score = half(data.scores[(i * layers.length + layer) * widths.length + k]);
+      const cell = element("td", "", signed(score));
+      if (colour === widthOf(i, layer)) {
+        cell.className = "chosen";
+        cell.style.background = colour.fill;
+        cell.style.color = colour.ink;
+        cell.setAttribute("aria-label", `${signed(score)}, chosen`);
+      }
+      row.append(cell);
+    });
+    body.append(row);
+  });
+  return [head, body];
+}
+
+function moveDetail(step) {
+  const next = open + step;
+  if (next >= 0 && next < selected.length) openDetail(next);
+}
+
+byId("detail-previous").addEventListener("click", () => moveDetail(-1));
+byId("detail-next").addEventListener("click", () => moveDetail(1));
+byId("detail-close").addEventListener("click", () => dialog.close());
+dialog.addEventListener("click", (event) => {
+  if (event.target === dialog) dialog.close(); // the backdrop
+});
+dialog.addEventListener("keydown", (event) => {
+  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+  if (step) {
+    event.preventDefault();
+    moveDetail(step);
+  }
+});
+dialog.addEventListener("close", () => focusCard(open));
+
+/* Numbers of the figures' marks. */
+
+const tooltip = byId("tooltip");
+document.addEventListener("pointermove", (event) => {
+  const mark = event.target.closest?.("[data-tip]");
+  tooltip.hidden = !mark;
+  if (!mark) return;
+  tooltip.textContent = mark.dataset.tip;
+  const { width, height } = tooltip.getBoundingClientRect();
+  const left = Math.min(event.clientX + 12, window.innerWidth - width - 8);
+  tooltip.style.left = `${Math.max(left, 8)}px`;
+  tooltip.style.top = `${event.clientY > height + 20 ? event.clientY - height - 10 : event.clientY + 18}px`;
+});
+
+const counts = new Map();
+for (const label of data.label) counts.set(label, (counts.get(label) ?? 0) + 1);
+classes.forEach((name, i) => {
+  if (counts.has(i)) {
+    const option = element("option", "", `${name} (${counts.get(i)})`);
+    option.value = i;
+    byId("class").append(option);
+  }
+});
+perPage = columns() * ROWS;
+filters.reset(); // a reloading browser would keep what was chosen; this selects
+new ResizeObserver(fitPage).observe(grid);

@@ -119,7 +119,7 @@ class TrainerConfig:
     device: str = MISSING  # auto, cpu, cuda, cuda:1, mps ...
     precision: str = MISSING  # 32 or bf16
     ema: float | None = MISSING  # decay of an exponential moving average of the weights
-    channels_last: bool = MISSING
+    channels_last: bool | None = MISSING  # memory format; None: on a CPU, where it is faster
     compile: bool = MISSING
     progress: bool = MISSING
 

@@ -56,7 +56,8 @@ def curve_figure(points: Points, results: dict[str, Any]) -> Figure:
             axes.annotate(text, (x[0], y[0]), (0, -13), fontsize=8, **below)
         axes.set(xlabel=unit.axis, ylabel="top-1 (%)")
         axes.margins(0.1)
-        axes.legend(fontsize=8.5, loc="lower right")
+        # Above the axes: no corner of them is free in every curve.
+        axes.legend(fontsize=8.5, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
 
     return Figure(
         "curve",

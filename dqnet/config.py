@@ -184,5 +184,6 @@ class EvalConfig:
     curve: bool = False
     controls: bool = False
     report: ReportConfig = field(default_factory=ReportConfig)
+    logger: LoggerConfig = field(default_factory=lambda: LoggerConfig(name="none"))
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
     trainer: EvalTrainerConfig = field(default_factory=EvalTrainerConfig)

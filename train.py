@@ -5,13 +5,14 @@ python train.py quant=lsq quant.widths=[3]               # static: one width
 python train.py quant=none                               # full precision: the unconverted model
 python train.py data=cifar10 data.download=true trainer.epochs=200
 python train.py model.name=resnet18 data=imagefolder data.root=PATH data.size=64
+python train.py -m quant=dorefa,lsq seed=0,1,2           # a sweep: all combinations
+python train.py -m sweep=digits                          # a ready one of conf/sweep
 python train.py --cfg job                                # every setting and its value
 
 The run's folder is runs/NAME, where NAME is what was changed; the same command continues it.
 """
 
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -19,21 +20,25 @@ from omegaconf import DictConfig
 
 from dqnet.cli import job, record, start, to_object
 from dqnet.config import TrainConfig
+from dqnet.engine.lock import held
 from dqnet.engine.train import read_state, train
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(config: DictConfig) -> float:
-    """Trains and returns the top-1 accuracy, which a search maximises."""
+def main(config: DictConfig) -> None:
+    """Trains, in the folder that Hydra chose."""
     folder = Path(HydraConfig.get().runtime.output_dir)
 
-    def run() -> dict[str, Any]:
+    def run() -> None:
         typed = to_object(TrainConfig, config)
-        read_state(folder, typed)  # refuses other settings before the folder's record is written
-        record(config, folder)
-        return train(typed, folder)
+        with held(folder):
+            read_state(
+                folder, typed
+            )  # refuses other settings before the folder's record is written
+            record(config, folder)
+            train(typed, folder)
 
-    return job(run, folder)["top1"]
+    job(run, folder)
 
 
 if __name__ == "__main__":

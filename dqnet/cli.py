@@ -20,7 +20,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from dqnet.engine.lock import LOCK
 from dqnet.errors import UserError, unknown_name
+from dqnet.sweep.failure import clear_failure, write_failure
 
 T = TypeVar("T")
 
@@ -70,28 +72,43 @@ def run_name(overrides: Iterable[str]) -> str:
     return f"{name}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
-def job(run: Callable[[], T], folder: Path | None = None) -> T:
+def job(run: Callable[[], T], folder: Path | None = None) -> T | None:
     """Runs the body of a Hydra job; a user's mistake ends it with one line and exit status 1.
 
-    Within a sweep the error is left to the sweep, so that one job does not end the others.
+    Within a sweep any error is left in ``error.txt``, so that one job does not end the others.
 
     Args:
         run: the body.
         folder: the job's folder, from which Hydra's own files are removed if nothing came of it.
+
+    Returns:
+        What ``run`` returns; ``None`` if it failed within a sweep.
     """
+    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+    if in_sweep and folder is not None:
+        print(os.path.relpath(folder), flush=True)
     try:
         return run()
-    except UserError as error:
+    except Exception as error:
+        if in_sweep and folder is not None:
+            write_failure(folder, error)
+            return None
+        if not isinstance(error, UserError):
+            raise
         if folder is not None and not (folder / "last.pt").exists():
             _remove_traces(folder)
-        if os.environ.get(TRACEBACK) or HydraConfig.get().mode == RunMode.MULTIRUN:
+        if os.environ.get(TRACEBACK) or in_sweep:
             raise
         # Not an Exception, so Hydra does not add its own account of it.
         sys.exit(f"error: {_one_line(error)}")
 
 
 def record(config: DictConfig, folder: Path) -> None:
-    """Writes ``.hydra/`` as Hydra would; Hydra would do so before a run can refuse its folder."""
+    """Writes ``.hydra/`` as Hydra would; Hydra would do so before a run can refuse its folder.
+
+    From here on the folder is this run's, so an earlier start's failure is forgotten.
+    """
+    clear_failure(folder)
     target = folder / ".hydra"
     target.mkdir(parents=True, exist_ok=True)
     hydra = HydraConfig.get()
@@ -124,8 +141,7 @@ def start(main: Callable[[], Any], config_dir: Path, config_name: str) -> None:
 
 def _remove_traces(folder: Path) -> None:
     shutil.rmtree(folder / ".hydra", ignore_errors=True)
-    for log in folder.glob("*.log"):
-        log.unlink()
+    (folder / LOCK).unlink(missing_ok=True)
     metrics = folder / "metrics.jsonl"
     if metrics.exists() and not metrics.stat().st_size:
         metrics.unlink()

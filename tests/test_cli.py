@@ -3,9 +3,7 @@
 import csv
 import io
 import json
-import logging
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +11,6 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from hydra.core.global_hydra import GlobalHydra
 
 import dqnet
 from dqnet import cli
@@ -28,45 +25,6 @@ def start(script, *arguments, folder):
     command = [sys.executable, str(ROOT / script), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-
-
-class Result:
-    """What a command left: exit status, standard output, lines of standard error."""
-
-    def __init__(self, status, out, err):
-        self.status, self.out, self.err = status, out, err.splitlines()
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capfd):
-    """``command("train.py", ...)``: the script as ``python train.py`` runs it, in this process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "")  # restored afterwards
-    monkeypatch.delenv(cli.TRACEBACK, raising=False)
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-
-    def run(script, *arguments):
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", [script, *arguments])
-        capfd.readouterr()
-        status, last = 0, ""
-        try:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        except SystemExit as error:
-            # As Python does it: a text goes to standard error and means 1.
-            status = error.code if isinstance(error.code, int) else 1
-            last = error.code if isinstance(error.code, str) else ""
-        captured = capfd.readouterr()
-        return Result(status, captured.out, captured.err + last)
-
-    yield run
-    GlobalHydra.instance().clear()
-    for handler in root.handlers[:]:
-        if handler not in handlers:
-            handler.close()
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 # From end to end
@@ -257,15 +215,6 @@ def test_default_run_folder_is_named_after_the_changes(command, tmp_path):
     result = command("train.py", *TINY, "trainer.epochs=0", "seed=7")
     assert result.status == 0
     assert (tmp_path / "runs/data.size=8,seed=7,trainer.epochs=0/summary.json").exists()
-
-
-def test_job_that_fails_does_not_end_its_sweep(command, tmp_path):
-    sweep = "optim.lr=-1,0.1", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=lr${optim.lr}"
-    result = command("train.py", "-m", *TINY, "trainer.epochs=0", *sweep)
-    assert result.status == 1
-    assert result.err[-1] == "error: optim.lr -1.0 must be above 0"
-    assert (tmp_path / "sweep/lr0.1/summary.json").exists()
-    assert not (tmp_path / "sweep/lr-1").exists()
 
 
 def test_interruption_is_no_error(command, monkeypatch):

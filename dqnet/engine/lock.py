@@ -1,0 +1,54 @@
+"""One process at a time per folder."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dqnet.errors import UserError
+
+LOCK = ".lock"
+_NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@contextmanager
+def held(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Holds a folder, which is made if need be; the system lets go of it when the process dies.
+
+    Jobs may outlive the sweep that started them (on a cluster they do): a sweep started again
+    must not write into the folders they still write into.
+
+    Args:
+        folder: the folder.
+        wait: for a process that holds it; otherwise that is an error.
+
+    Raises:
+        UserError: if another process holds the folder and ``wait`` is false.
+    """
+    if int(os.environ.get("RANK", 0)) > 0:  # torchrun: rank 0 holds it for all
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a") as file:
+        if not _lock(file.fileno()):
+            if not wait:
+                raise UserError(f"another process is at work in {folder}")
+            print(f"another process is at work in {folder}: waiting for it", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _lock(file: int) -> bool:
+    """Whether the lock could be had at once, or the file system knows none."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS_HERE:
+            raise
+    return True

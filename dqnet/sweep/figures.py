@@ -1,0 +1,32 @@
+"""What a search chooses by: a run's figures on held-out images, never those of the test part."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from dqnet.engine.files import read_json
+from dqnet.engine.train import PER_EPOCH
+from dqnet.errors import UserError
+
+#: what a search may ask for, under the names of metrics.jsonl
+FIGURES = (*(f"val_{name}" for name in PER_EPOCH), "mean_width")
+
+
+def best_figures(folder: Path, names: list[str]) -> dict[str, float]:
+    """Figures of a complete run's best epoch; the run must have had one.
+
+    Args:
+        folder: the run folder.
+        names: of :data:`FIGURES`.
+
+    Raises:
+        UserError: if the run has no such figure, as a float network has no Bit-FLOPs.
+    """
+    best = read_json(folder / "summary.json")["best_epoch"]
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    metrics = next(m for m in map(json.loads, lines) if m["epoch"] == best)
+    for name in names:
+        if metrics[name] is None:
+            raise UserError(f"a search by {name} needs quantized networks: {folder} has none")
+    return {name: float(metrics[name]) for name in names}

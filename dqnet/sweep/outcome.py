@@ -1,0 +1,62 @@
+"""What became of a run, read from its folder alone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+
+from dqnet.config import TrainConfig
+from dqnet.engine.checkpoint import check_same_run, config_of
+from dqnet.engine.files import read_json
+from dqnet.errors import UserError
+from dqnet.sweep.failure import read_failure
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One row of a sweep's table; ``summary`` or ``error`` is ``None``."""
+
+    folder: Path
+    state: Literal["done", "complete before", "failed"]
+    summary: dict[str, Any] | None = None
+    error: str | None = None
+
+
+def earlier_outcome(folder: Path, config: TrainConfig) -> Outcome | None:
+    """What is settled before a run is started, without reading a checkpoint.
+
+    Args:
+        folder: the run folder.
+        config: what is to be run there.
+
+    Returns:
+        The outcome of a complete run, or a failure if the folder holds a run with other settings;
+        ``None`` if there is something to do.
+    """
+    record, last = folder / ".hydra" / "config.yaml", folder / "last.pt"
+    if not record.exists() or not last.exists():
+        return None
+    try:
+        stored = config_of({"config": OmegaConf.load(record)}, record)
+        check_same_run(last, asdict(stored), config)
+    except UserError as error:
+        return Outcome(folder, "failed", error=str(error))
+    summary = folder / "summary.json"
+    return Outcome(folder, "complete before", read_json(summary)) if summary.exists() else None
+
+
+def outcome(folder: Path, died: str | None = None) -> Outcome:
+    """What a run that was started left.
+
+    Args:
+        folder: the run folder.
+        died: what is known of a process that ended without leaving anything.
+    """
+    summary = folder / "summary.json"
+    if summary.exists():
+        return Outcome(folder, "done", read_json(summary))
+    error = read_failure(folder) or died or "its process ended without a word"
+    return Outcome(folder, "failed", error=error)

@@ -5,6 +5,7 @@ python eval.py checkpoint=runs/default budget=2.6        # cheaper than trained:
 python eval.py checkpoint=runs/default curve=true        # every budget: curve.csv and a figure
 python eval.py checkpoint=runs/default controls=true     # is the routing instance-aware?
 python eval.py checkpoint=runs/default report=html       # a page with every image
+python eval.py checkpoint=runs/default report=html logger=wandb    # and its content to W&B
 python eval.py checkpoint=runs/default/last.pt output=elsewhere
 python eval.py checkpoint=PATH data.root=ELSEWHERE trainer.device=cpu
 """

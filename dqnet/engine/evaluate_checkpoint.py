@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from dqnet.engine.evaluate import evaluate
 from dqnet.engine.evaluate_dynamic import alternatives, calibrate, check_request, set_budget
 from dqnet.engine.evaluate_tables import print_controls, print_curve
 from dqnet.engine.files import write_json
+from dqnet.engine.logging import WandbLogger, check_logger
 from dqnet.engine.objective import Objective
 from dqnet.engine.samples import Thumbnails, write_samples
 from dqnet.engine.tables import print_summary
@@ -46,6 +48,7 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> d
         raise unknown_name("split", config.split, SPLITS)
     if config.report.name not in REPORTS:
         raise unknown_name("report.name", config.report.name, REPORTS)
+    check_logger(config.logger)
     path = Path(config.checkpoint)
     path = path / "best.pt" if path.is_dir() else path
     content = load_checkpoint(path)
@@ -119,6 +122,14 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> d
         write_samples(folder / "samples.npz", evaluation, thumbnails, splits.class_names)
         baselines = [Path(run) for run in config.report.baselines]
         written += [folder / "samples.npz", write_report(folder, baselines)]
+    if config.logger.name == "wandb":
+        from dqnet.report.wandb import log_report
+
+        # A run that was trained with W&B goes on as the same run.
+        logger = WandbLogger(config.logger, asdict(run), folder, content["wandb_id"])
+        if with_report:
+            log_report(logger.run, folder)
+        logger.finish({"eval": results})
     print_summary(console, results)
     if points is not None:
         print_curve(console, points, results["budget_lambda"])

@@ -3,6 +3,7 @@
 import pytest
 import wandb
 
+from dqnet.config import LoggerConfig, ReportConfig
 from dqnet.errors import UserError
 
 OFFLINE = "logger=wandb", "logger.mode=offline"
@@ -34,6 +35,19 @@ def test_run_after_one_that_failed_is_a_run_of_its_own(run, tmp_path):
     (folder,) = (tmp_path / "next/wandb").glob("offline-run-*")
     assert folder.name.endswith(result.checkpoint()["wandb_id"])
     assert not failed.name.endswith(result.checkpoint()["wandb_id"])
+
+
+def test_report_goes_to_the_run_that_was_trained(run, measure, monkeypatch):
+    trained = run(*OFFLINE)
+    logged = {}
+    monkeypatch.setattr(
+        "dqnet.report.wandb.log_report",
+        lambda run, folder: logged.update(id=run.id, page=(folder / "report/index.html").exists()),
+    )
+    logger = LoggerConfig(name="wandb", mode="offline")
+    measure(trained.folder, report=ReportConfig(name="html"), logger=logger)
+    assert logged == {"id": trained.checkpoint()["wandb_id"], "page": True}
+    assert wandb.run is None
 
 
 def test_refusal_is_a_users_error(run, tmp_path, monkeypatch):

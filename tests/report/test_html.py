@@ -1,6 +1,7 @@
 """The page's text, without a browser."""
 
 import re
+import shutil
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -46,14 +47,26 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.ids[name]).split())
 
 
-def test_everything_at_once(tmp_path):
-    runs = [
-        write_run(tmp_path / "static <i>", top1=71.5, cost=88_000.0),
-        write_run(tmp_path / "float", method=None, top1=75.25),
-    ]
-    made = write_evaluation(tmp_path / "run", controls=controls(), curve=curve_rows())
-    path = write_report(made.folder, runs)
-    assert path == made.folder / "report/index.html"
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """An evaluation with everything that a page can show, and its page."""
+    folder = tmp_path_factory.mktemp("everything")
+    write_run(folder / "static <i>", top1=71.5, cost=88_000.0)
+    write_run(folder / "float", method=None, top1=75.25)
+    made = write_evaluation(folder / "run", controls=controls(), curve=curve_rows())
+    write(made)
+    return made
+
+
+def write(made):
+    """Writes the page of :func:`made`."""
+    return write_report(
+        made.folder, [made.folder.parent / name for name in ("static <i>", "float")]
+    )
+
+
+def test_everything_at_once(made):
+    path = made.folder / "report/index.html"
     page = Page(path)
     assert page.text("top1") == f"{made.figures['top1']:.2f} %"
     assert page.text("loss") == "0.5432 cross-entropy"
@@ -73,9 +86,8 @@ def test_everything_at_once(tmp_path):
     assert "b" not in page.tags
 
 
-def test_data_never_becomes_markup(tmp_path):
-    made = write_evaluation(tmp_path)
-    text = write_report(made.folder).read_text()
+def test_data_never_becomes_markup(made):
+    text = (made.folder / "report/index.html").read_text()
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
 
@@ -97,25 +109,21 @@ def test_what_run_it_is(tmp_path):
     config = "model:\n  name: resnet20_cifar\nquant:\n  quantizer: lsq\n  widths: [2, 3]\n"
     (run / ".hydra/config.yaml").write_text(config)
     (run / ".hydra/overrides.yaml").write_text("- quant=lsq\n- quant.widths=[2,3]\n")
-    made = write_evaluation(tmp_path / "elsewhere", checkpoint=str(run / "best.pt"))
+    made = write_evaluation(tmp_path / "other", layers=(), checkpoint=str(run / "best.pt"))
     page = Page(write_report(made.folder))
     assert page.text("command") == "python train.py quant=lsq 'quant.widths=[2,3]'"
     assert page.ids["config"] == [config]
 
 
-def test_figures_of_an_earlier_evaluation_are_removed(tmp_path):
-    report = write_report(write_evaluation(tmp_path).folder).parent
-    assert (report / "cost_histogram.png").exists()
-    write_report(write_evaluation(tmp_path, layers=()).folder)
-    assert not (report / "cost_histogram.png").exists()
-
-
-def test_same_evaluation_same_bytes(tmp_path):
-    def written():
-        report = write_report(write_evaluation(tmp_path).folder).parent
-        return {file.name: file.read_bytes() for file in report.iterdir()}
-
-    assert written() == written()
+def test_same_evaluation_same_bytes_and_no_earlier_figures(made):
+    report = made.folder / "report"
+    before = {file.name: file.read_bytes() for file in report.iterdir()}
+    (report / "cost_histogram.png").write_bytes(b"of an earlier evaluation")
+    write(made)
+    assert before == {file.name: file.read_bytes() for file in report.iterdir()}
+    shutil.copytree(report, made.folder.parent / "again/report")
+    path = write_report(write_evaluation(made.folder.parent / "again", layers=()).folder)
+    assert [file.name for file in path.parent.iterdir()] == ["index.html"]
 
 
 def test_baseline_that_is_not_complete(tmp_path):

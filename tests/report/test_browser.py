@@ -247,7 +247,9 @@ def test_models_without_routing(tmp_path, visit, quantized):
     assert shown(page) == sum(not row["correct"] for row in made.rows)
 
 
-def test_ten_thousand_images(tmp_path, visit):
+def test_ten_thousand_images(tmp_path, visit, monkeypatch):
+    # Figures take seconds to draw, and do not grow with the images.
+    monkeypatch.setattr("dqnet.report.html.figures_of", lambda *_: [])
     classes = tuple(f"class {i}" for i in range(100))
     made = write_evaluation(tmp_path, images=10_000, side=32, classes=classes, channels=1)
     page = visit(write_report(made.folder))

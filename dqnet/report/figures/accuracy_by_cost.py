@@ -47,7 +47,7 @@ def accuracy_by_cost(results: Results) -> Figure:
         axes.set(xlabel="tenth of the images, from cheapest to dearest", ylabel="top-1 (%)")
         axes.margins(x=0.07)
         axes.grid(axis="x", visible=False)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16))
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1))
 
     return Figure(
         "accuracy_by_cost",

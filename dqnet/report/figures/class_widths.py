@@ -49,7 +49,7 @@ def class_widths(results: Results) -> Figure:
         axes.set(xlabel="mean width (bits)", ylim=(len(shown) - 0.5, -0.5))
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16))
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1))
 
     return Figure(
         "class_widths",

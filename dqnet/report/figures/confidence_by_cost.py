@@ -54,7 +54,7 @@ def confidence_by_cost(results: Results) -> Figure:
         )  # fmt: skip
         axes.set(xlim=(x[0], x[-1]), ylim=(0, 102), xlabel=unit.axis, ylabel="confidence (%)")
         axes.grid(visible=False)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16))
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1))
 
     return Figure(
         "confidence_by_cost",

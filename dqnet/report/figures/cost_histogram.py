@@ -38,7 +38,7 @@ def cost_histogram(results: Results) -> Figure:
             axes.axvline(value / unit.divisor, color=colour, linestyle=style, lw=1.4, label=label)
         axes.set(xlabel=unit.axis, ylabel="images")
         axes.grid(axis="x", visible=False)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=2)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 
     return Figure(
         "cost_histogram",

@@ -46,7 +46,7 @@ def layer_widths(results: Results) -> Figure:
                         column, row, f"{share:.0%}", color=theme.ink, ha="center", va="center",
                         fontsize=8.5,
                     )  # fmt: skip
-        step = -(-len(layers) // NUMBERED)
+        step = 1 if numbered else -(-len(layers) // 32)
         axes.set_xticks(range(len(candidates)), [f"{width} bit" for width in candidates])
         axes.set_yticks(range(0, len(layers), step), layers[::step])
         axes.tick_params(length=0)
@@ -67,5 +67,5 @@ def layer_widths(results: Results) -> Figure:
             for layer, row in zip(layers, shares, strict=True)
         ),
         draw,
-        (SIZE[0], max(SIZE[1], 0.4 + len(layers) * (0.22 if numbered else 0.09))),
+        (SIZE[0], max(SIZE[1], 0.4 + len(layers) * (0.22 if numbered else 0.055))),
     )

@@ -36,7 +36,9 @@ def trade_off(results: Results, baselines: Sequence[Run]) -> Figure:
             curve_figure(list(curve), results.figures).draw(axes, theme)
             for row in curve:
                 cost = row["bit_flops"]
-                (dot,) = axes.plot(cost / unit.divisor, row["top1"], "o", color=theme.accent, ms=4)
+                # Behind the curve's own points, which say nothing when pointed at.
+                spot = {"color": theme.accent, "ms": 4, "zorder": 1.5}
+                (dot,) = axes.plot(cost / unit.divisor, row["top1"], "o", **spot)
                 tip(dot, f"λ = {row['budget_lambda']:.4g}: {row['top1']:.2f} %, {unit.show(cost)}")
         elif own is not None:
             top1 = results.figures["top1"]
@@ -47,7 +49,7 @@ def trade_off(results: Results, baselines: Sequence[Run]) -> Figure:
             _draw_baseline(axes, theme, run, MARKERS[i % len(MARKERS)], unit)
         axes.set(xlabel=unit.axis, ylabel="top-1 (%)")
         axes.margins(0.1)
-        axes.legend(fontsize=8, loc="lower right")
+        axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 
     return Figure(
         "trade_off",

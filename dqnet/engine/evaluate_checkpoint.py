@@ -24,6 +24,7 @@ from dqnet.engine.samples import Thumbnails, write_samples
 from dqnet.engine.tables import print_summary
 from dqnet.engine.train import summarize
 from dqnet.errors import UserError, unknown_name
+from dqnet.report.runs import read_run
 
 SPLITS = ("test", "val")
 REPORTS = ("none", "html")
@@ -49,6 +50,9 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> d
     if config.report.name not in REPORTS:
         raise unknown_name("report.name", config.report.name, REPORTS)
     check_logger(config.logger)
+    baselines = [Path(run) for run in config.report.baselines]
+    for run_folder in baselines:  # not after minutes of evaluation
+        read_run(run_folder)
     path = Path(config.checkpoint)
     path = path / "best.pt" if path.is_dir() else path
     content = load_checkpoint(path)
@@ -120,7 +124,6 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> d
         from dqnet.report.html import write_report
 
         write_samples(folder / "samples.npz", evaluation, thumbnails, splits.class_names)
-        baselines = [Path(run) for run in config.report.baselines]
         written += [folder / "samples.npz", write_report(folder, baselines)]
     if config.logger.name == "wandb":
         from dqnet.report.wandb import log_report

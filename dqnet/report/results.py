@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import zipfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -100,9 +101,10 @@ def read_results(folder: Path) -> Results:
             "python eval.py report=html writes both"
         )
     layers = tuple(head[len(_HEAD) :])
+    figures = read_json(folder / "eval.json")
     return Results(
         folder=folder,
-        figures=read_json(folder / "eval.json"),
+        figures=figures,
         samples=samples,
         labels=labels,
         predictions=predictions,
@@ -111,7 +113,7 @@ def read_results(folder: Path) -> Results:
         widths=table[:, len(_HEAD) :].astype(np.int64).reshape(len(rows), len(layers)),
         layers=layers,
         class_names=_class_names(samples, max(labels.max(), predictions.max()) + 1),
-        curve=_read_curve(folder / "curve.csv"),
+        curve=_read_curve(folder / "curve.csv", figures),
     )
 
 
@@ -129,7 +131,8 @@ def _class_names(samples: Samples, at_least: int) -> tuple[str, ...]:
     return tuple(names + [str(i) for i in range(len(names), count)])
 
 
-def _read_curve(path: Path) -> tuple[dict[str, float], ...]:
+def _read_curve(path: Path, figures: dict[str, Any]) -> tuple[dict[str, float], ...]:
+    """The curve by rising cost; none if it passes by the evaluation, being of another one."""
     if not path.exists():
         return ()
     with path.open(newline="") as file:
@@ -137,4 +140,8 @@ def _read_curve(path: Path) -> tuple[dict[str, float], ...]:
             {key: float(value) for key, value in row.items() if value}
             for row in csv.DictReader(file)
         ]
+    for row in rows:
+        same = row["budget_lambda"] == figures["budget_lambda"]
+        if same and not math.isclose(row["bit_flops"], figures["bit_flops"] or 0, rel_tol=1e-3):
+            return ()
     return tuple(sorted(rows, key=lambda row: row["bit_flops"]))

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from dqnet.config import ReportConfig
 from dqnet.engine import evaluate_checkpoint as evaluation
 from dqnet.errors import UserError
 
@@ -79,6 +80,7 @@ def test_no_validation_part(run, measure):
     [
         ("best.pt", {"split": "tset"}, "unknown split 'tset'; did you mean 'test'"),
         ("none.pt", {}, "none.pt does not exist"),
+        ("none.pt", {"report": ReportConfig("html", ["no/run"])}, "no/run/summary.json cannot"),
         ("metrics.jsonl", {}, "not a readable PyTorch checkpoint"),
     ],
 )

@@ -28,7 +28,7 @@ class Evaluation:
 
 def write_evaluation(
     folder, *, images=120, side=8, channels=3, layers=LAYERS, widths=(2, 3, 4), quantized=True,
-    classes=CLASSES, named=True, seed=0, curve=(), **figures,
+    classes=CLASSES, named=True, seed=0, curve=False, **figures,
 ):  # fmt: skip
     """No layers are a static model, and not quantized a float one; ``side``: a multiple of 8."""
     rng = np.random.default_rng(seed)
@@ -99,10 +99,11 @@ def write_evaluation(
     }
     (folder / "eval.json").write_text(json.dumps(content))
     if curve:
+        points = curve_rows(float(cost.mean()))
         with (folder / "curve.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(curve[0]))
+            writer = csv.DictWriter(file, list(points[0]))
             writer.writeheader()
-            writer.writerows(curve)
+            writer.writerows(points)
     return Evaluation(folder, content, rows, pixels, scores, top, top_probs)
 
 
@@ -125,11 +126,11 @@ def controls(top1=70.0, cost=9e4):
     }
 
 
-def curve_rows():
-    """``curve.csv``, dearest first."""
+def curve_rows(cost=9e4):
+    """``curve.csv`` of a model that costs this as trained, dearest first."""
     return [
         {
-            "budget_lambda": 0.5 * i, "bit_flops": 9e4 - 1e4 * i, "bit_flops_std": 10.0,
+            "budget_lambda": 0.5 * i, "bit_flops": cost - 1e4 * i, "bit_flops_std": 10.0,
             "mean_width": 3.0, "top1": 70.0 - i, "loss": 0.5, "distinct_routings": 5,
             "shuffled_top1": 69.0 - i,
         }

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from evaluations import LAYERS, controls, curve_rows, write_evaluation
+from evaluations import LAYERS, controls, write_evaluation
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
@@ -55,7 +55,7 @@ def visit(chromium):
 def made(tmp_path_factory):
     """An evaluation with its page."""
     folder = tmp_path_factory.mktemp("evaluation")
-    made = write_evaluation(folder, controls=controls(), curve=curve_rows())
+    made = write_evaluation(folder, controls=controls(), curve=True)
     write_report(folder)
     return made
 

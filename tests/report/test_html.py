@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
-from evaluations import controls, curve_rows, write_evaluation
+from evaluations import controls, write_evaluation
 from run_folders import write_run
 
 from dqnet.errors import UserError
@@ -53,7 +53,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("everything")
     write_run(folder / "static <i>", top1=71.5, cost=88_000.0)
     write_run(folder / "float", method=None, top1=75.25)
-    made = write_evaluation(folder / "run", controls=controls(), curve=curve_rows())
+    made = write_evaluation(folder / "run", controls=controls(), curve=True)
     write(made)
     return made
 

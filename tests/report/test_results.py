@@ -4,14 +4,14 @@ import shutil
 
 import numpy as np
 import pytest
-from evaluations import curve_rows, write_evaluation
+from evaluations import write_evaluation
 
 from dqnet.errors import UserError
 from dqnet.report.results import printable, read_results
 
 
 def test_arrays_are_those_of_the_rows(tmp_path):
-    made = write_evaluation(tmp_path, curve=curve_rows())
+    made = write_evaluation(tmp_path, curve=True)
     results = read_results(tmp_path)
     assert results.labels.tolist() == [row["label"] for row in made.rows]
     assert results.cost.tolist() == [row["bit_flops"] for row in made.rows]
@@ -20,7 +20,14 @@ def test_arrays_are_those_of_the_rows(tmp_path):
         assert results.widths[:, layer].tolist() == [row[name] for row in made.rows]
     assert results.candidates == (2, 3, 4)
     costs = [row["bit_flops"] for row in results.curve]
-    assert costs == sorted(row["bit_flops"] for row in curve_rows())
+    assert costs == sorted(costs)
+    assert costs[-1] == results.figures["bit_flops"]
+
+
+def test_curve_of_another_evaluation_is_left_out(tmp_path):
+    write_evaluation(tmp_path, curve=True)
+    write_evaluation(tmp_path, seed=1)
+    assert read_results(tmp_path).curve == ()
 
 
 def test_images_of_equal_cost_are_mixed_always_alike(tmp_path):

@@ -75,7 +75,7 @@ def check_same_run(path: Path, stored: dict[str, Any], config: TrainConfig) -> N
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
         raise UserError(
             f"{path.parent} holds a run with {key}={before.get(key)}, not {now.get(key)}{more}: "
-            "choose another hydra.run.dir, or remove that folder"
+            "choose another (hydra.run.dir, hydra.sweep.dir), or remove that folder"
         )
 
 

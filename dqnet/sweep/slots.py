@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +28,17 @@ class Slot:
         return variables if self.gpu is None else variables | {"CUDA_VISIBLE_DEVICES": self.gpu}
 
     def enter(self, log: Path) -> None:
-        """Binds this process to the cores, and sends what it prints to the end of ``log``."""
+        """Binds this process to the cores, and sends what it prints to the end of ``log``.
+
+        From then on it also ends when its parent does: joblib's workers would stay for ever.
+        """
         if hasattr(os, "sched_setaffinity"):  # Linux
             os.sched_setaffinity(0, self.cores)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as file:
             os.dup2(file.fileno(), sys.stdout.fileno())
             os.dup2(file.fileno(), sys.stderr.fileno())
+        threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
 
 
 def share(count: int, cores: Sequence[int], gpus: Sequence[str]) -> list[Slot]:
@@ -66,3 +72,9 @@ def machine() -> tuple[list[int], list[str]]:
     gpus = [str(i) for i in range(torch.cuda.device_count())]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return cores, visible.split(",")[: len(gpus)] if visible else gpus
+
+
+def _follow(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

@@ -97,6 +97,6 @@ class ResumableSweeper(Sweeper):
         failed = sum(outcome.state == "failed" for outcome in outcomes)
         if failed:
             raise UserError(
-                f"{failed} of {len(outcomes)} runs failed (error.txt in their folders); "
-                "the same command tries them again"
+                f"{failed} of {len(outcomes)} runs failed, for the reasons above (tracebacks: "
+                "error.txt in their folders); the same command tries them again"
             )

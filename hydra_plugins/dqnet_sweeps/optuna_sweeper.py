@@ -7,7 +7,7 @@ starts a search anew each time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -112,19 +112,18 @@ class OptunaSweeper(ResumableSweeper):
             load_if_exists=True,
         )
         goal = {"objectives": self.objectives, "bounds": self.bounds}
+        stored = study.user_attrs.get("settings")
+        if stored is None:
+            study.set_user_attr("settings", {"config": asdict(config), **goal})
+            return study
         path = self.folder / "study.db"
-        if stored := study.user_attrs:
-            check_same_run(path, asdict(config_of(stored, path)), config)
-            for key, value in goal.items():
-                if stored[key] != value:
-                    raise UserError(
-                        f"{self.folder} holds a search with {key} {stored[key]}, not {value}: "
-                        "choose another hydra.sweep.dir, or remove that folder"
-                    )
-        else:
-            study.set_user_attr("objectives", goal["objectives"])
-            study.set_user_attr("bounds", goal["bounds"])
-            study.set_user_attr("config", asdict(config))
+        check_same_run(path, asdict(config_of(stored, path)), config)
+        for key, value in goal.items():
+            if stored[key] != value:
+                raise UserError(
+                    f"{self.folder} holds a search with {key} {stored[key]}, not {value}: "
+                    "choose another hydra.sweep.dir, or remove that folder"
+                )
         return study
 
     def _search(self, study: Study, count: int) -> list[Outcome]:
@@ -185,14 +184,10 @@ class OptunaSweeper(ResumableSweeper):
     def _known(self, trial: FrozenTrial) -> Outcome | None:
         """The row of a trial that was complete before this start, if its folder is still there."""
         result = outcome(self._job(trial.params).folder)
-        return (
-            None
-            if result.summary is None
-            else Outcome(result.folder, "complete before", result.summary)
-        )
+        return None if result.summary is None else replace(result, state="complete before")
 
     def _report(self, study: Study) -> None:
-        """Prints the best trials, and writes them where hydra-optuna-sweeper would."""
+        """Prints the best trials, and writes ``best.yaml``: folders and figures."""
         best = [
             {
                 "folder": run_name(self._overrides(trial.params)),

@@ -2,13 +2,14 @@
 
 import os
 import signal
+import time
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
 from processes import ROOT, epochs, metrics
 
-from dqnet.sweep.slots import share
+from dqnet.sweep.slots import machine, share
 
 
 def test_killed_worker_does_not_lose_the_others(start, command, tiny, tmp_path):
@@ -64,6 +65,24 @@ def test_a_slot_tells_libraries_what_they_may_use():
     (slot,) = share(1, cores=[2, 3], gpus=["7"])
     variables = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "7"}
     assert slot.environment == variables
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_in_a_slot_ends_with_the_one_that_started_it(tmp_path):
+    (slot,) = share(1, machine()[0], [])
+    log = tmp_path / "logs/0.log"
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        if os.fork() == 0:
+            slot.enter(log)
+            print("entered", flush=True)
+            time.sleep(600)
+        while not log.exists() or "entered" not in log.read_text():
+            time.sleep(0.01)
+        os._exit(0)
+    os.close(writing)
+    assert os.read(reading, 1) == b""  # nobody has the other end any more
+    os.close(reading)
 
 
 @pytest.mark.parametrize("cores, gpus, count", [(4, [], 4), (4, ["0", "1"], 2)])

@@ -54,6 +54,7 @@ class TextbookConv2d(nn.Module):
         self.weight, self.bias = layer.weight, layer.bias
         self.widths, self.signed = layer.widths, layer.quantizer.signed
         self.geometry = layer.geometry
+        self.affine = layer.affine
         self.router, self.column = layer.router, layer.column
 
     def forward(self, x: Tensor, choice: Tensor | None = None) -> Tensor:
@@ -63,7 +64,11 @@ class TextbookConv2d(nn.Module):
         y = None
         for k, width in enumerate(self.widths):
             weight = dorefa_weight(self.weight, width)
+            if self.affine is not None:
+                weight = weight * self.affine.gain[k].view(-1, 1, 1, 1)
             part = self._convolve(dorefa_input(x, width, self.signed), weight)
+            if self.affine is not None:
+                part = part + self.affine.shift[k].view(-1, 1, 1)
             if choice is not None:
                 part = choice[:, k].view(-1, 1, 1, 1) * part
             y = part if y is None else y + part

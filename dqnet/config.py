@@ -54,6 +54,9 @@ class ControllerConfig:
         dropout: probability, before the first fully connected layer, in [0, 1).
         tau: Gumbel-softmax temperature at the start, above 0.
         tau_end: temperature at the end of training, reached geometrically; ``None``: constant.
+        noise_until: share of the training, in (0, 1], over which the Gumbel noise falls linearly
+            to zero; ``None``: full noise to the end (the paper). Without noise the network is
+            trained on the very routing that evaluation uses.
     """
 
     kind: str = "shared"
@@ -64,6 +67,7 @@ class ControllerConfig:
     dropout: float = 0.0
     tau: float = 1.0
     tau_end: float | None = None
+    noise_until: float | None = None
 
 
 @dataclass
@@ -79,6 +83,7 @@ class QuantConfig:
     options: dict[str, Any] = field(default_factory=dict)  # the quantizer's own arguments
     parameter_decay: float = MISSING  # weight decay of clipping values that ask for one (PACT)
     choice_gradient: str = MISSING  # "exact" or "sampled"
+    width_affine: bool = MISSING  # each width scales and shifts a layer's output on its own
     controller: ControllerConfig = field(default_factory=ControllerConfig)
 
 

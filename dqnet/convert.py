@@ -38,6 +38,7 @@ def quantize(
     options: dict[str, Any] | None = None,
     controller: ControllerConfig | None = None,
     choice_gradient: str = "exact",
+    width_affine: bool = True,
 ) -> QuantizedModel:
     """Converts a plain CNN; with one width the result is static, with several it is dynamic.
 
@@ -65,6 +66,8 @@ def quantize(
         controller: the controller's form.
         choice_gradient: ``"exact"``, or ``"sampled"``: an unbiased estimate that is cheaper with
             three widths or more (see :mod:`dqnet.layers.routed_conv`).
+        width_affine: let each width of a routed layer scale and shift its output by learned values
+            of its own (see :mod:`dqnet.layers.width_affine`).
 
     Raises:
         UserError: for an unknown name, a bad width, a pattern that matches nothing, a split point
@@ -125,9 +128,11 @@ def quantize(
     for layer in layers:
         if layer.role != "full":
             module = model.get_submodule(layer.name)
-            form = QuantConv2d if isinstance(module, nn.Conv2d) else QuantLinear
-            signed = trace.layers[layer.name].signed
-            swaps[module] = form.from_float(module, layer.widths, quantizer, signed, options)
+            arguments = (layer.widths, quantizer, trace.layers[layer.name].signed, options)
+            if isinstance(module, nn.Conv2d):
+                swaps[module] = QuantConv2d.from_float(module, *arguments, width_affine)
+            else:
+                swaps[module] = QuantLinear.from_float(module, *arguments)
 
     head = None
     source = split if routed and controller.kind == "shared" else None  # None: the image

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from dqnet.errors import UserError
-from dqnet.network import LayerInfo, QuantizedModel
+from dqnet.network import LayerInfo, QuantizedModel, added_by_conversion
 
 #: what a layer in full precision counts as, for weights and for activations
 FULL_PRECISION_BITS = 32
@@ -111,7 +111,7 @@ class ControllerCost:
 def controller_cost(model: QuantizedModel) -> ControllerCost:
     """Parameters and multiply-accumulates of the controller; zeros in a static network."""
     backbone = sum(
-        p.numel() for name, p in model.backbone.named_parameters() if ".quantizer." not in name
+        p.numel() for name, p in model.backbone.named_parameters() if not added_by_conversion(name)
     )
     total = sum(layer.macs for layer in model.layers)
     controller = model.controller

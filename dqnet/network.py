@@ -16,6 +16,11 @@ from dqnet.layers.router import Router
 BACKBONE_PREFIX = "backbone."
 
 
+def added_by_conversion(name: str) -> bool:
+    """Whether a backbone's parameter or buffer is one that the float model does not have."""
+    return ".quantizer." in name or ".affine." in name
+
+
 class Output(NamedTuple):
     """What a converted model returns: logits ``[N, C]`` and the routing ``[N, L, K]``."""
 
@@ -178,6 +183,6 @@ def _accept_float_state_dict(
     for key in theirs:
         state_dict[prefix + BACKBONE_PREFIX + key[len(prefix) :]] = state_dict.pop(key)
     for key, value in own.items():
-        if ".quantizer." in key or key.startswith(prefix + "controller."):
-            fresh = key.endswith(".quantizer.initialized")
+        if added_by_conversion(key) or key.startswith(prefix + "controller."):
+            fresh = key.endswith(".initialized")
             state_dict.setdefault(key, torch.zeros_like(value) if fresh else value)

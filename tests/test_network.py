@@ -79,6 +79,18 @@ def dorefa_conv(x, weight, width, bias=None, **geometry):
     return F.conv2d(x, weight, bias, **geometry)
 
 
+def static(x, state, name, width, **geometry):
+    return dorefa_conv(x, state[f"{name}.weight"], width, **geometry)
+
+
+def routed(x, state, name, width, **geometry):
+    """A routed layer: the scale and the offset of its width behind the convolution."""
+    k = WIDTHS.index(width)
+    gain, shift = (state[f"{name}.affine.{key}"][k].view(-1, 1, 1) for key in ("gain", "shift"))
+    y = gain * dorefa_conv(x, state[f"{name}.weight"], width, **geometry) + shift
+    return y + state[f"{name}.bias"].view(-1, 1, 1) if f"{name}.bias" in state else y
+
+
 def normalise(x, state, name):
     def channels(key):
         return state[f"{name}.{key}"].view(1, -1, 1, 1)
@@ -92,8 +104,8 @@ def written_out_tiny(state, x, widths):
     x = F.conv2d(x, state["stem.weight"], state["stem.bias"], padding=1).relu()
     x = dorefa_conv(x, state["stage.weight"], 3, stride=2, padding=1)
     x = normalise(x, state, "norm").relu()
-    y = dorefa_conv(x, state["conv1.weight"], widths[0], state["conv1.bias"], padding=1).relu()
-    y = dorefa_conv(y, state["conv2.weight"], widths[1], state["conv2.bias"], padding=1, groups=2)
+    y = routed(x, state, "conv1", widths[0], padding=1).relu()
+    y = routed(y, state, "conv2", widths[1], padding=1, groups=2)
     return (x + y).relu().mean((2, 3)) @ state["fc.weight"].T + state["fc.bias"]
 
 
@@ -105,15 +117,11 @@ def written_out_resnet20(state, x, widths):
         for block in (0, 1, 2):
             name = f"layer{stage}.{block}"
             halved = stage > 1 and block == 0
-            y = dorefa_conv(
-                x,
-                state[f"{name}.conv1.weight"],
-                widths.pop(0),
-                stride=2 if halved else 1,
-                padding=1,
-            )
+            layer = static if stage == 1 else routed
+            stride = 2 if halved else 1
+            y = layer(x, state, f"{name}.conv1", widths.pop(0), stride=stride, padding=1)
             y = normalise(y, state, f"{name}.bn1").relu()
-            y = dorefa_conv(y, state[f"{name}.conv2.weight"], widths.pop(0), padding=1)
+            y = layer(y, state, f"{name}.conv2", widths.pop(0), padding=1)
             y = normalise(y, state, f"{name}.bn2")
             if halved:
                 x = x[:, :, ::2, ::2]

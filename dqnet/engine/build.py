@@ -47,6 +47,7 @@ def build_model(
         options=dict(quant.options),
         controller=quant.controller,
         choice_gradient=quant.choice_gradient,
+        width_affine=quant.width_affine,
     )
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from dqnet.config import OptimConfig
 from dqnet.errors import UserError, unknown_name
+from dqnet.network import added_by_conversion
 from dqnet.quantizers import Quantizer
 
 SCHEDULES = ("constant", "cosine", "step", "multistep")
@@ -23,7 +24,7 @@ def parameter_groups(
     """Groups of trainable parameters, each with its weight decay and learning rate.
 
     Weight decay applies to weights of convolutions and fully connected layers alone: norms,
-    biases and quantizer parameters have none, except those whose quantizer asks for a decay of
+    biases and what conversion added have none, except those whose quantizer asks for a decay of
     its own (PACT's α). The controller's learning rate is scaled by ``controller_lr_scale``.
     """
     own_decay = {
@@ -39,7 +40,7 @@ def parameter_groups(
         controller = name.startswith("controller.")
         if id(parameter) in own_decay:
             kind, decay = "quantizer", parameter_decay
-        elif parameter.ndim < 2 or ".quantizer." in name:
+        elif parameter.ndim < 2 or added_by_conversion(name):
             kind, decay = "no_decay", 0.0
         else:
             kind, decay = "decay", config.weight_decay

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dqnet.errors import UserError
-from dqnet.network import BACKBONE_PREFIX
+from dqnet.network import BACKBONE_PREFIX, added_by_conversion
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def float_state_dict(content: dict[str, Any]) -> dict[str, Tensor]:
 
     Understood are a bare state dict, one wrapped as ``state_dict`` or ``model``, names prefixed
     with ``module.`` (DataParallel), and this project's own checkpoints: of a converted model the
-    float weights are taken, without quantizer parameters and controller.
+    float weights are taken, without what conversion added to it.
     """
     ema = content.get("ema")
     for state in (ema, content.get("state_dict"), content.get("model"), content):
@@ -59,7 +59,7 @@ def float_state_dict(content: dict[str, Any]) -> dict[str, Tensor]:
         state = {
             key.removeprefix(BACKBONE_PREFIX): value
             for key, value in state.items()
-            if key.startswith(BACKBONE_PREFIX) and ".quantizer." not in key
+            if key.startswith(BACKBONE_PREFIX) and not added_by_conversion(key)
         }
     return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 

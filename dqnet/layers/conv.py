@@ -13,6 +13,7 @@ from dqnet.errors import UserError
 from dqnet.layers.groups import Groups
 from dqnet.layers.routed_conv import ConvGeometry, routed_conv2d
 from dqnet.layers.router import Router
+from dqnet.layers.width_affine import WidthAffine
 from dqnet.quantizers import Quantizer, build_quantizer
 
 
@@ -27,6 +28,8 @@ class QuantConv2d(nn.Conv2d):
         quantizer: the name or the class of a number format.
         signed: whether the input can be negative.
         options: the quantizer's own arguments.
+        width_affine: whether each width scales and shifts its output by values of its own, which
+            are learned (see :mod:`dqnet.layers.width_affine`). Nothing with one width.
         args, kwargs: those of ``nn.Conv2d``. ``padding="same"`` is allowed with any stride and
             means an output of ``ceil(size / stride)``.
     """
@@ -38,6 +41,7 @@ class QuantConv2d(nn.Conv2d):
         quantizer: str | type[Quantizer] = "dorefa",
         signed: bool = False,
         options: dict[str, Any] | None = None,
+        width_affine: bool = False,
         padding: int | tuple[int, int] | str = 0,
         **kwargs: Any,
     ) -> None:
@@ -58,6 +62,7 @@ class QuantConv2d(nn.Conv2d):
             stride=self.stride, dilation=self.dilation, groups=self.groups, **margins
         )
         self.quantizer = build_quantizer(quantizer, widths, signed, options)
+        self.affine = _affine(self, width_affine)
         self.router: Router | None = None
         self.column: int | None = None
         self._kept: tuple[Any, tuple[Tensor, ...]] | None = None
@@ -70,6 +75,7 @@ class QuantConv2d(nn.Conv2d):
         quantizer: str | type[Quantizer] = "dorefa",
         signed: bool = False,
         options: dict[str, Any] | None = None,
+        width_affine: bool = False,
     ) -> QuantConv2d:
         """A quantized convolution that shares the parameters of ``conv``."""
         with torch.device("meta"):  # its own weight is replaced at once
@@ -87,7 +93,8 @@ class QuantConv2d(nn.Conv2d):
             )
         layer.weight, layer.bias = conv.weight, conv.bias
         layer.quantizer = build_quantizer(quantizer, widths, signed, options)
-        layer.quantizer.to(conv.weight.device)
+        layer.affine = _affine(layer, width_affine)
+        layer.to(conv.weight.device)
         return layer.train(conv.training)
 
     @property
@@ -110,9 +117,11 @@ class QuantConv2d(nn.Conv2d):
         if x.dim() != 4:
             raise UserError(f"QuantConv2d takes [N, C, H, W], not a tensor of {x.dim()} dimensions")
         choice, groups, alternatives = self._routing(x, choice)
-        self.quantizer.prepare(self.weight, x)
+        self._prepare(x)
         weights = self._quantized_weights()
         bias = self.bias
+        if self.affine is not None:
+            bias = self.affine.shift if bias is None else self.affine.shift + bias
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weights = x.to(dtype), tuple(w.to(dtype) for w in weights)
@@ -121,16 +130,43 @@ class QuantConv2d(nn.Conv2d):
             x, choice, weights, bias, groups, self.geometry, self.quantizer, alternatives
         )
 
+    @torch.no_grad()
+    def _prepare(self, x: Tensor) -> None:
+        """Sets what depends on data, once, from all images of a batch at all widths."""
+        self.quantizer.prepare(self.weight, x)
+        affine = self.affine
+        if affine is None or affine.prepared or not (self.training and x.numel()):
+            return
+        if not affine.initialized:
+            wide = x.to(self.weight.dtype)
+            inputs = (self.quantizer.quantize_input(wide, width) for width in self.widths)
+            weights = self.quantizer.quantize_weight(self.weight)
+            affine.initialize(
+                [
+                    self.geometry.forward(self.geometry.repeat(q), weight)
+                    for q, weight in zip(inputs, weights, strict=True)
+                ]
+            )
+        affine.prepared = True
+
     def _quantized_weights(self) -> tuple[Tensor, ...]:
         """The weight at every width; in evaluation computed once, until a parameter changes."""
         if self.training or torch.is_grad_enabled():
             self._kept = None
-            return self.quantizer.quantize_weight(self.weight)
-        parameters = (self.weight, *self.quantizer.parameters())
+            return self._weights()
+        parameters = (
+            self.weight,
+            *self.quantizer.parameters(),
+            *(() if self.affine is None else self.affine.parameters()),
+        )
         state = tuple((p.data_ptr(), p._version, p.dtype) for p in parameters)
         if self._kept is None or self._kept[0] != state:
-            self._kept = state, self.quantizer.quantize_weight(self.weight)
+            self._kept = state, self._weights()
         return self._kept[1]
+
+    def _weights(self) -> tuple[Tensor, ...]:
+        weights = self.quantizer.quantize_weight(self.weight)
+        return weights if self.affine is None else self.affine.weights(weights)
 
     def _routing(
         self, x: Tensor, choice: Tensor | None
@@ -145,6 +181,11 @@ class QuantConv2d(nn.Conv2d):
             return self.router.column(self.column)
         check_one_hot(choice, (len(x), len(self.widths)))
         return choice, Groups.of(choice), None
+
+
+def _affine(layer: QuantConv2d, wanted: bool) -> WidthAffine | None:
+    count = len(layer.widths)
+    return WidthAffine(count, layer.out_channels) if wanted and count > 1 else None
 
 
 def check_one_hot(choice: Tensor, shape: tuple[int, ...]) -> None:

@@ -121,7 +121,9 @@ class _RoutedConv2d(torch.autograd.Function):
         # The quantizer reads its own parameters. They are arguments so that autograd asks for
         # their gradients, and kept so that it notices if they change before the backward pass.
         weights = weights_and_parameters[: len(quantizer.widths)]
-        ctx.save_for_backward(x, *weights_and_parameters)
+        # A bias that every width shares is no reason to choose one, so it is not needed again.
+        own_bias = bias is not None and bias.dim() == 2
+        ctx.save_for_backward(x, bias if own_bias else None, *weights_and_parameters)
         ctx.parts = groups, alternatives, geometry, quantizer
         ctx.choice_dtype = None if choice is None else choice.dtype
 
@@ -136,16 +138,17 @@ class _RoutedConv2d(torch.autograd.Function):
                 rows = slice(start, end)
                 scale = _encode(quantizer, ordered[rows], k, buffer[rows], as_codes)
                 weight = weights[k] * scale if as_codes else weights[k]
-                parts.append(geometry.forward(geometry.repeat(buffer[rows]), weight, bias))
+                codes = geometry.repeat(buffer[rows])
+                parts.append(geometry.forward(codes, weight, _bias_of(bias, k)))
         if not parts:  # an empty batch
-            return geometry.forward(geometry.repeat(x), weights[0], bias)
+            return geometry.forward(geometry.repeat(x), weights[0], _bias_of(bias, 0))
         return groups.unsort(parts)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         groups, alternatives, geometry, quantizer = ctx.parts
-        x, *weights = ctx.saved_tensors
+        x, own_bias, *weights = ctx.saved_tensors
         weights = weights[: len(quantizer.widths)]
         need_x, need_choice, need_bias = ctx.needs_input_grad[:3]
         need_weights = ctx.needs_input_grad[7 : 7 + len(weights)]
@@ -194,8 +197,18 @@ class _RoutedConv2d(torch.autograd.Function):
             grad_choice = groups.unsort([grad_choice])
             if alternatives is not None:
                 _estimate_others(grad_choice, grad, x, weights, alternatives, geometry, quantizer)
+        grad_bias = None
+        if need_bias or own_bias is not None:
+            per_image = grad.sum((2, 3))
+            grad_bias = per_image.sum(0)
+            if own_bias is not None:
+                if need_choice:
+                    grad_choice += per_image.to(own_bias.dtype) @ own_bias.t()
+                ends = [end for _, end in groups.bounds[:-1]]
+                parts = groups.sort(per_image).tensor_split(ends)
+                grad_bias = torch.stack([part.sum(0) for part in parts])
+        if need_choice:
             grad_choice = grad_choice.to(ctx.choice_dtype)
-        grad_bias = grad.sum((0, 2, 3)) if need_bias else None
         return (
             grad_x, grad_choice, grad_bias, None, None, None, None, *grad_weights, *grad_parameters
         )  # fmt: skip
@@ -228,6 +241,10 @@ def _estimate_others(
         is_drawn[alternatives.order[start:end], k] = 1
     scale = len(weights) - 1
     grad_choice.copy_(chosen[:, None] + is_drawn * scale * (drawn - chosen[:, None]))
+
+
+def _bias_of(bias: Tensor | None, k: int) -> Tensor | None:
+    return bias if bias is None or bias.dim() == 1 else bias[k]
 
 
 def _zeros_where(needed: tuple[bool, ...], tensors: list[Tensor]) -> list[Tensor | None]:
@@ -283,13 +300,13 @@ def routed_conv2d(
     quantizer: Quantizer,
     alternatives: Groups | None = None,
 ) -> Tensor:
-    """Σ_k choice[:, k] · conv(Q_k(x), weights[k]) + bias, each image at its own width only.
+    """Σ_k choice[:, k] · (conv(Q_k(x), weights[k]) + bias[k]), each image at its own width only.
 
     Args:
         x: ``[N, C, H, W]``, not yet quantized.
         choice: one-hot ``[N, K]``; ``None`` where K is 1.
         weights: K quantized weights ``[O, C / groups, kH, kW]``.
-        bias: ``[O]`` or ``None``.
+        bias: ``[O]``, the same at every width, ``[K, O]`` or ``None``.
         groups: the groups of ``choice``.
         geometry: stride, padding, dilation and channel groups.
         quantizer: quantizes ``x``.

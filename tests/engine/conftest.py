@@ -62,9 +62,14 @@ def few_digits():
 @pytest.fixture(scope="session")
 def config():
     """``config("key=value", ...)``: the configuration that the command line would compose."""
-    composed = cache(lambda *overrides: compose("train", [*SMALL, *overrides]))
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield lambda *overrides: to_object(TrainConfig, composed(*overrides))
+
+    @cache
+    def composed(*overrides):
+        # Hydra's state is global: it is left as it was, for tests of other files.
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("train", [*SMALL, *overrides])
+
+    return lambda *overrides: to_object(TrainConfig, composed(*overrides))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,65 @@
+"""A scale and an offset of a convolution's output, per width and channel.
+
+The widths of one layer give outputs of different mean and spread, most of all at one and two bits,
+and one batch norm behind them cannot suit all. Yu et al., *Any-Precision Deep Neural Networks*,
+AAAI 2021 (https://arxiv.org/abs/1911.07346, section 3.2) keep a batch norm per width. Here images
+of several widths are in one batch, so the norm stays shared and what differs stands before it,
+where it is part of the weight and the bias and costs no pass over the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+#: the largest initial gain, for channels that a width leaves all but constant
+LARGEST_GAIN = 10.0
+
+
+class WidthAffine(nn.Module):
+    """``gain[k] · y + shift[k]`` for outputs y at width k.
+
+    Args:
+        widths: how many widths, K.
+        channels: output channels, O.
+    """
+
+    def __init__(self, widths: int, channels: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(widths, channels))
+        self.shift = nn.Parameter(torch.zeros(widths, channels))
+        self.register_buffer("initialized", torch.tensor(False))
+        self.prepared = False  # the buffer's value, kept here to spare a device read per pass
+
+    @torch.no_grad()
+    def initialize(self, outputs: Sequence[Tensor]) -> None:
+        """Gives every width's output the mean and spread of the last one's, channel by channel.
+
+        Args:
+            outputs: ``[N, O, H, W]`` of the same images at every width; without gain and shift.
+        """
+        means = [y.mean((0, 2, 3)) for y in outputs]
+        spreads = [y.std((0, 2, 3), correction=0) for y in outputs]
+        smallest = (spreads[-1] / LARGEST_GAIN).clamp_min(torch.finfo(spreads[-1].dtype).tiny)
+        for k, (mean, spread) in enumerate(zip(means, spreads, strict=True)):
+            # A channel that is constant at the last width is left as it is.
+            gain = spreads[-1] / spread.maximum(smallest)
+            self.gain[k] = torch.where(spreads[-1] > 0, gain, 1)
+            self.shift[k] = means[-1] - self.gain[k] * mean
+        self.initialized.fill_(True)
+
+    def weights(self, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """K weights ``[O, ...]``, each with its gain."""
+        return tuple(
+            weight * gain.view(-1, *[1] * (weight.dim() - 1)).to(weight.dtype)
+            for weight, gain in zip(weights, self.gain, strict=True)
+        )
+
+    def extra_repr(self) -> str:
+        return f"widths={len(self.gain)}, channels={self.gain.shape[1]}"
+
+    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.prepared = False

@@ -33,10 +33,9 @@ def written(monkeypatch):
 def test_samples_are_those_of_the_other_files(run, measure, config, written, tmp_path, kind):
     quant = "quant=none" if kind == "float" else "quant.widths=[2,3,4]"
     folder = run(quant).folder
-    figures = measure(
-        folder, output=str(tmp_path), report=ReportConfig("html", ["runs/a"]), split="test"
-    )
-    assert [(f, list(map(str, b))) for f, b in written] == [(tmp_path, ["runs/a"])]
+    report = ReportConfig("html", [str(folder)])
+    figures = measure(folder, output=str(tmp_path), report=report, split="test")
+    assert [(f, list(map(str, b))) for f, b in written] == [(tmp_path, [str(folder)])]
 
     samples = read_samples(tmp_path / "samples.npz")
     with (tmp_path / "per_sample.csv").open(newline="") as file:

@@ -1,6 +1,7 @@
 """samples.npz against the data set and the files that stand beside it."""
 
 import csv
+import shutil
 import sys
 from types import ModuleType
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as TF
+from omegaconf import OmegaConf
 from tiny import ROUTED
 
 from dqnet.config import ReportConfig
@@ -33,9 +35,13 @@ def written(monkeypatch):
 def test_samples_are_those_of_the_other_files(run, measure, config, written, tmp_path, kind):
     quant = "quant=none" if kind == "float" else "quant.widths=[2,3,4]"
     folder = run(quant).folder
-    report = ReportConfig("html", [str(folder)])
+    baseline = tmp_path / "baseline"
+    shutil.copytree(folder, baseline)
+    (baseline / ".hydra").mkdir()
+    OmegaConf.save(OmegaConf.structured(config(quant)), baseline / ".hydra/config.yaml")
+    report = ReportConfig("html", [str(baseline)])
     figures = measure(folder, output=str(tmp_path), report=report, split="test")
-    assert [(f, list(map(str, b))) for f, b in written] == [(tmp_path, [str(folder)])]
+    assert [(f, list(map(str, b))) for f, b in written] == [(tmp_path, [str(baseline)])]
 
     samples = read_samples(tmp_path / "samples.npz")
     with (tmp_path / "per_sample.csv").open(newline="") as file:

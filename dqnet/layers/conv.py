@@ -119,15 +119,16 @@ class QuantConv2d(nn.Conv2d):
         choice, groups, alternatives = self._routing(x, choice)
         self._prepare(x)
         weights = self._quantized_weights()
-        bias = self.bias
+        bias, gain = self.bias, None
         if self.affine is not None:
+            gain = self.affine.gain if self._kept is None else None  # kept weights contain it
             bias = self.affine.shift if bias is None else self.affine.shift + bias
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, weights = x.to(dtype), tuple(w.to(dtype) for w in weights)
             bias = None if bias is None else bias.to(dtype)
         return routed_conv2d(
-            x, choice, weights, bias, groups, self.geometry, self.quantizer, alternatives
+            x, choice, weights, bias, groups, self.geometry, self.quantizer, alternatives, gain
         )
 
     @torch.no_grad()
@@ -150,23 +151,20 @@ class QuantConv2d(nn.Conv2d):
         affine.prepared = True
 
     def _quantized_weights(self) -> tuple[Tensor, ...]:
-        """The weight at every width; in evaluation computed once, until a parameter changes."""
+        """The weight at every width; in evaluation computed once, until a parameter changes.
+
+        What is kept contains the gain of each width.
+        """
         if self.training or torch.is_grad_enabled():
             self._kept = None
-            return self._weights()
-        parameters = (
-            self.weight,
-            *self.quantizer.parameters(),
-            *(() if self.affine is None else self.affine.parameters()),
-        )
+            return self.quantizer.quantize_weight(self.weight)
+        affine = () if self.affine is None else self.affine.parameters()
+        parameters = (self.weight, *self.quantizer.parameters(), *affine)
         state = tuple((p.data_ptr(), p._version, p.dtype) for p in parameters)
         if self._kept is None or self._kept[0] != state:
-            self._kept = state, self._weights()
+            weights = self.quantizer.quantize_weight(self.weight)
+            self._kept = state, weights if self.affine is None else self.affine.scale(weights)
         return self._kept[1]
-
-    def _weights(self) -> tuple[Tensor, ...]:
-        weights = self.quantizer.quantize_weight(self.weight)
-        return weights if self.affine is None else self.affine.weights(weights)
 
     def _routing(
         self, x: Tensor, choice: Tensor | None

@@ -112,6 +112,7 @@ class _RoutedConv2d(torch.autograd.Function):
         x: Tensor,
         choice: Tensor | None,
         bias: Tensor | None,
+        gain: Tensor | None,
         groups: Groups,
         alternatives: Groups | None,
         geometry: ConvGeometry,
@@ -123,7 +124,7 @@ class _RoutedConv2d(torch.autograd.Function):
         weights = weights_and_parameters[: len(quantizer.widths)]
         # A bias that every width shares is no reason to choose one, so it is not needed again.
         own_bias = bias is not None and bias.dim() == 2
-        ctx.save_for_backward(x, bias if own_bias else None, *weights_and_parameters)
+        ctx.save_for_backward(x, bias if own_bias else None, gain, *weights_and_parameters)
         ctx.parts = groups, alternatives, geometry, quantizer
         ctx.choice_dtype = None if choice is None else choice.dtype
 
@@ -137,7 +138,7 @@ class _RoutedConv2d(torch.autograd.Function):
             if end > start:
                 rows = slice(start, end)
                 scale = _encode(quantizer, ordered[rows], k, buffer[rows], as_codes)
-                weight = weights[k] * scale if as_codes else weights[k]
+                weight = _scaled(weights[k], gain, k, scale)
                 codes = geometry.repeat(buffer[rows])
                 parts.append(geometry.forward(codes, weight, _bias_of(bias, k)))
         if not parts:  # an empty batch
@@ -148,11 +149,11 @@ class _RoutedConv2d(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         groups, alternatives, geometry, quantizer = ctx.parts
-        x, own_bias, *weights = ctx.saved_tensors
+        x, own_bias, gain, *weights = ctx.saved_tensors
         weights = weights[: len(quantizer.widths)]
-        need_x, need_choice, need_bias = ctx.needs_input_grad[:3]
-        need_weights = ctx.needs_input_grad[7 : 7 + len(weights)]
-        need_parameters = ctx.needs_input_grad[7 + len(weights) :]
+        need_x, need_choice, need_bias, need_gain = ctx.needs_input_grad[:4]
+        need_weights = ctx.needs_input_grad[8 : 8 + len(weights)]
+        need_parameters = ctx.needs_input_grad[8 + len(weights) :]
         need_input = need_x or any(need_parameters)
         need_every_width = need_choice and alternatives is None
 
@@ -162,6 +163,7 @@ class _RoutedConv2d(torch.autograd.Function):
         grad_weights = _zeros_where(need_weights, weights)
         grad_parameters = _zeros_where(need_parameters, quantizer.input_parameters())
         grad_choice = grad.new_zeros(len(x), len(weights)) if need_choice else None
+        grad_gain = torch.zeros_like(gain) if need_gain else None
         for k, (start, end) in enumerate(groups.bounds):
             own = slice(start, end)
             # For the choice's exact gradient every image is needed at every width.
@@ -169,13 +171,17 @@ class _RoutedConv2d(torch.autograd.Function):
             if rows.start == rows.stop:
                 continue
             scale = _encode(quantizer, ordered[rows], k, buffer[rows], ctx.as_codes)
+            weight = _scaled(weights[k], gain, k, 1.0)
             if end > start:
                 codes = geometry.repeat(buffer[own])
                 grad_quantized, grad_weight = geometry.backward(
-                    ordered_grad[own], codes, weights[k], need_input or need_choice, need_weights[k]
-                )
+                    ordered_grad[own], codes, weight, need_input or need_choice,
+                    need_weights[k] or need_gain,
+                )  # fmt: skip
+                if need_gain:
+                    grad_gain[k] = (grad_weight * weights[k]).sum((1, 2, 3)) * scale
                 if need_weights[k]:
-                    grad_weights[k] = grad_weight.mul_(scale) if ctx.as_codes else grad_weight
+                    grad_weights[k] = _scaled(grad_weight, gain, k, scale)
                 if need_choice:
                     grad_choice[own, k] = _inner(grad_quantized, codes).mul_(scale)
                 if need_input:
@@ -189,14 +195,16 @@ class _RoutedConv2d(torch.autograd.Function):
             if need_every_width:
                 for other in (slice(0, start), slice(end, len(x))):
                     if other.start < other.stop:
-                        y = geometry.forward(geometry.repeat(buffer[other]), weights[k])
+                        y = geometry.forward(geometry.repeat(buffer[other]), weight)
                         grad_choice[other, k] = _inner(ordered_grad[other], y).mul_(scale)
 
         grad_x = groups.unsort([grad_x]) if need_x else None
         if need_choice:
             grad_choice = groups.unsort([grad_choice])
             if alternatives is not None:
-                _estimate_others(grad_choice, grad, x, weights, alternatives, geometry, quantizer)
+                _estimate_others(
+                    grad_choice, grad, x, weights, gain, alternatives, geometry, quantizer
+                )
         grad_bias = None
         if need_bias or own_bias is not None:
             per_image = grad.sum((2, 3))
@@ -210,7 +218,8 @@ class _RoutedConv2d(torch.autograd.Function):
         if need_choice:
             grad_choice = grad_choice.to(ctx.choice_dtype)
         return (
-            grad_x, grad_choice, grad_bias, None, None, None, None, *grad_weights, *grad_parameters
+            grad_x, grad_choice, grad_bias, grad_gain, None, None, None, None,
+            *grad_weights, *grad_parameters,
         )  # fmt: skip
 
 
@@ -219,6 +228,7 @@ def _estimate_others(
     grad: Tensor,
     x: Tensor,
     weights: list[Tensor],
+    gain: Tensor | None,
     alternatives: Groups,
     geometry: ConvGeometry,
     quantizer: Quantizer,
@@ -233,7 +243,7 @@ def _estimate_others(
         if end > start:
             rows = slice(start, end)
             scale = _encode(quantizer, buffer[rows], k, buffer[rows], as_codes=True)
-            y = geometry.forward(geometry.repeat(buffer[rows]), weights[k])
+            y = geometry.forward(geometry.repeat(buffer[rows]), _scaled(weights[k], gain, k, 1.0))
             drawn[rows, k] = _inner(ordered_grad[rows], y).mul_(scale)
     drawn = alternatives.unsort([drawn])
     is_drawn = torch.zeros_like(drawn)
@@ -241,6 +251,15 @@ def _estimate_others(
         is_drawn[alternatives.order[start:end], k] = 1
     scale = len(weights) - 1
     grad_choice.copy_(chosen[:, None] + is_drawn * scale * (drawn - chosen[:, None]))
+
+
+def _scaled(weight: Tensor, gain: Tensor | None, k: int, scale: Tensor | float) -> Tensor:
+    """The weight at width k, its channels multiplied by ``gain[k]`` and all of it by ``scale``."""
+    if gain is not None:
+        scale = (gain[k] * scale).view(-1, 1, 1, 1).to(weight.dtype)
+    elif isinstance(scale, float) and scale == 1:
+        return weight
+    return weight * scale
 
 
 def _bias_of(bias: Tensor | None, k: int) -> Tensor | None:
@@ -299,8 +318,9 @@ def routed_conv2d(
     geometry: ConvGeometry,
     quantizer: Quantizer,
     alternatives: Groups | None = None,
+    gain: Tensor | None = None,
 ) -> Tensor:
-    """Σ_k choice[:, k] · (conv(Q_k(x), weights[k]) + bias[k]), each image at its own width only.
+    """Σ_k choice[:, k] · (gain[k] · conv(Q_k(x), weights[k]) + bias[k]), one width per image.
 
     Args:
         x: ``[N, C, H, W]``, not yet quantized.
@@ -312,15 +332,17 @@ def routed_conv2d(
         quantizer: quantizes ``x``.
         alternatives: for the sampled form of the choice's gradient, the drawn widths; ``None``
             for the exact form.
+        gain: ``[K, O]``, or ``None`` for ones.
 
     Returns:
-        ``[N, O, H', W']``; differentiable once in ``x``, ``choice``, ``weights``, ``bias`` and the
-        quantizer's input parameters.
+        ``[N, O, H', W']``; differentiable once in ``x``, ``choice``, ``weights``, ``bias``,
+        ``gain`` and the quantizer's input parameters.
     """
     return _RoutedConv2d.apply(
         x,
         choice,
         bias,
+        gain,
         groups,
         alternatives,
         geometry,

@@ -50,12 +50,9 @@ class WidthAffine(nn.Module):
             self.shift[k] = means[-1] - self.gain[k] * mean
         self.initialized.fill_(True)
 
-    def weights(self, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """K weights ``[O, ...]``, each with its gain."""
-        return tuple(
-            weight * gain.view(-1, *[1] * (weight.dim() - 1)).to(weight.dtype)
-            for weight, gain in zip(weights, self.gain, strict=True)
-        )
+    def scale(self, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """K weights ``[O, C, kH, kW]``, each multiplied by its gain."""
+        return tuple(w * g.view(-1, 1, 1, 1) for w, g in zip(weights, self.gain, strict=True))
 
     def extra_repr(self) -> str:
         return f"widths={len(self.gain)}, channels={self.gain.shape[1]}"

@@ -74,12 +74,12 @@ def test_sampled_choice_gradient_knows_the_offset_exactly() -> None:
     choice = one_hot([1], 3).requires_grad_()
     upstream = random_tensor(1, 3, 3, 3, seed=2)
     exact = torch.autograd.grad(layer(x, choice), choice, upstream)[0]
-    weights = layer.affine.weights(layer.quantizer.quantize_weight(layer.weight))
+    weights = layer.quantizer.quantize_weight(layer.weight)
     drawn = []
     for other in (0, 2):  # every draw there is, equally likely
         y = routed_conv2d(
             x, choice, weights, layer.affine.shift, Groups.of(choice), layer.geometry,
-            layer.quantizer, Groups.of(one_hot([other], 3)),
+            layer.quantizer, Groups.of(one_hot([other], 3)), layer.affine.gain,
         )  # fmt: skip
         drawn.append(torch.autograd.grad(y, choice, upstream)[0])
     assert relative_error(sum(drawn) / 2, exact) <= 1e-10

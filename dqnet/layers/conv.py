@@ -133,21 +133,13 @@ class QuantConv2d(nn.Conv2d):
 
     @torch.no_grad()
     def _prepare(self, x: Tensor) -> None:
-        """Sets what depends on data, once, from all images of a batch at all widths."""
+        """Sets what depends on data or weights, once."""
         self.quantizer.prepare(self.weight, x)
         affine = self.affine
         if affine is None or affine.prepared or not (self.training and x.numel()):
             return
         if not affine.initialized:
-            wide = x.to(self.weight.dtype)
-            inputs = (self.quantizer.quantize_input(wide, width) for width in self.widths)
-            weights = self.quantizer.quantize_weight(self.weight)
-            affine.initialize(
-                [
-                    self.geometry.forward(self.geometry.repeat(q), weight)
-                    for q, weight in zip(inputs, weights, strict=True)
-                ]
-            )
+            affine.initialize(self.quantizer.quantize_weight(self.weight))
         affine.prepared = True
 
     def _quantized_weights(self) -> tuple[Tensor, ...]:

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-#: the largest initial gain, for channels that a width leaves all but constant
-LARGEST_GAIN = 10.0
+#: the largest initial gain, for channels that a width leaves all but empty
+LARGEST_GAIN = 100.0
 
 
 class WidthAffine(nn.Module):
@@ -34,20 +34,20 @@ class WidthAffine(nn.Module):
         self.prepared = False  # the buffer's value, kept here to spare a device read per pass
 
     @torch.no_grad()
-    def initialize(self, outputs: Sequence[Tensor]) -> None:
-        """Gives every width's output the mean and spread of the last one's, channel by channel.
+    def initialize(self, weights: Sequence[Tensor]) -> None:
+        """Gives every width's weight the norm of the last one's, output channel by channel.
+
+        Outputs are not aligned themselves, by their spread over a batch: that would raise the
+        quantization noise of the lowest widths to the size of a signal.
 
         Args:
-            outputs: ``[N, O, H, W]`` of the same images at every width; without gain and shift.
+            weights: ``[O, C, kH, kW]`` at every width.
         """
-        means = [y.mean((0, 2, 3)) for y in outputs]
-        spreads = [y.std((0, 2, 3), correction=0) for y in outputs]
-        smallest = (spreads[-1] / LARGEST_GAIN).clamp_min(torch.finfo(spreads[-1].dtype).tiny)
-        for k, (mean, spread) in enumerate(zip(means, spreads, strict=True)):
-            # A channel that is constant at the last width is left as it is.
-            gain = spreads[-1] / spread.maximum(smallest)
-            self.gain[k] = torch.where(spreads[-1] > 0, gain, 1)
-            self.shift[k] = means[-1] - self.gain[k] * mean
+        norms = [w.flatten(1).norm(dim=1) for w in weights]
+        for k, norm in enumerate(norms):
+            # A channel may be all zeros at one width, or at each of them.
+            gain = norms[-1] / norm.maximum(norms[-1] / LARGEST_GAIN)
+            self.gain[k] = torch.where(norms[-1] > 0, gain, 1)
         self.initialized.fill_(True)
 
     def scale(self, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -54,9 +54,6 @@ def networks(
     made["sampled"] = dqnet.quantize(
         copy.deepcopy(net), sample, widths=WIDTHS[k], choice_gradient="sampled"
     )
-    with torch.no_grad():  # what a first batch sets is set before the networks are copied
-        made["dynamic"].train()(torch.randn(8, 3, size, size, device=device))
-    made["sampled"].load_state_dict(made["dynamic"].state_dict())
     made["frozen"] = copy.deepcopy(made["dynamic"])
     made["frozen"].controller.requires_grad_(False)
     made["textbook"] = textbook_network(made["dynamic"])

@@ -62,10 +62,11 @@ class TextbookConv2d(nn.Module):
         if choice is None and len(self.widths) > 1:
             choice, _, _ = self.router.column(self.column)
         y = None
-        for k, width in enumerate(self.widths):
-            weight = dorefa_weight(self.weight, width)
+        weights = [dorefa_weight(self.weight, width) for width in self.widths]
+        for k, (width, weight) in enumerate(zip(self.widths, weights, strict=True)):
             if self.affine is not None:
-                weight = weight * self.affine.gain[k].view(-1, 1, 1, 1)
+                ratio = (weights[-1].norm() / weight.norm()).detach()
+                weight = weight * (ratio * self.affine.gain[k]).view(-1, 1, 1, 1)
             part = self._convolve(dorefa_input(x, width, self.signed), weight)
             if self.affine is not None:
                 part = part + self.affine.shift[k].view(-1, 1, 1)

@@ -54,9 +54,6 @@ class ControllerConfig:
         dropout: probability, before the first fully connected layer, in [0, 1).
         tau: Gumbel-softmax temperature at the start, above 0.
         tau_end: temperature at the end of training, reached geometrically; ``None``: constant.
-        noise_until: share of the training, in (0, 1], over which the Gumbel noise falls linearly
-            to zero; ``None``: full noise to the end (the paper). Without noise the network is
-            trained on the very routing that evaluation uses.
     """
 
     kind: str = "shared"
@@ -67,7 +64,6 @@ class ControllerConfig:
     dropout: float = 0.0
     tau: float = 1.0
     tau_end: float | None = None
-    noise_until: float | None = None
 
 
 @dataclass

@@ -34,7 +34,6 @@ class Controller(nn.Module):
 
     Attributes:
         tau: the Gumbel-softmax temperature, above 0; the training loop anneals it.
-        noise: factor of the Gumbel noise, in [0, 1]; likewise.
     """
 
     def __init__(
@@ -49,7 +48,6 @@ class Controller(nn.Module):
         check_controller(config)
         self.config = config
         self.tau = config.tau
-        self.noise = 1.0
         self.input_shape = input_shape
         self.shape = layers, widths
         channels = input_shape[0]
@@ -103,7 +101,7 @@ class Controller(nn.Module):
             return one_hot_max(scores)
         # Uniforms can round to 0, whose Gumbel value is infinite; exponentials are never 0.
         gumbel = -torch.empty_like(scores).exponential_().log()
-        soft = ((scores + self.noise * gumbel) / self.tau).softmax(-1)
+        soft = ((scores + gumbel) / self.tau).softmax(-1)
         # soft − soft is exactly zero, so the routing is exactly one-hot.
         return one_hot_max(soft) + (soft - soft.detach())
 
@@ -145,8 +143,6 @@ def check_controller(config: ControllerConfig) -> None:
         raise UserError(f"controller dropout {config.dropout} must be in [0, 1)")
     if config.tau <= 0 or (config.tau_end is not None and config.tau_end <= 0):
         raise UserError("controller tau and tau_end must be above 0")
-    if config.noise_until is not None and not 0 < config.noise_until <= 1:
-        raise UserError(f"controller noise_until {config.noise_until} must be in (0, 1], or null")
 
 
 def _separate_body(channels: int) -> nn.Sequential:

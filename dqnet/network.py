@@ -184,5 +184,5 @@ def _accept_float_state_dict(
         state_dict[prefix + BACKBONE_PREFIX + key[len(prefix) :]] = state_dict.pop(key)
     for key, value in own.items():
         if added_by_conversion(key) or key.startswith(prefix + "controller."):
-            fresh = key.endswith(".initialized")
+            fresh = key.endswith(".quantizer.initialized")
             state_dict.setdefault(key, torch.zeros_like(value) if fresh else value)

@@ -47,7 +47,6 @@ def test_the_papers_plain_recipe_has_none_of_the_additions():
         False,
         "none",
     )
-    assert controller.noise_until is None
     assert not config.quant.width_affine
     assert config.loss.mutual_information == 0
 

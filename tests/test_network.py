@@ -69,14 +69,19 @@ def same(a, b):
 # The written-out forward pass, in float64
 
 
-def dorefa_conv(x, weight, width, bias=None, **geometry):
-    """DoReFa, eqs. 9 and 10; one image or a batch at one width."""
+def dorefa_weight(weight, width):
+    """DoReFa, eq. 9."""
     levels = 2**width - 1
     squashed = torch.tanh(weight)
     unit = squashed / (2 * squashed.abs().max()) + 0.5
-    weight = 2 * torch.round(unit * levels) / levels - 1
+    return 2 * torch.round(unit * levels) / levels - 1
+
+
+def dorefa_conv(x, weight, width, bias=None, **geometry):
+    """DoReFa, eqs. 9 and 10; one image or a batch at one width."""
+    levels = 2**width - 1
     x = torch.round(x.clamp(0, 1) * levels) / levels
-    return F.conv2d(x, weight, bias, **geometry)
+    return F.conv2d(x, dorefa_weight(weight, width), bias, **geometry)
 
 
 def static(x, state, name, width, **geometry):
@@ -87,6 +92,8 @@ def routed(x, state, name, width, **geometry):
     """A routed layer: the scale and the offset of its width behind the convolution."""
     k = WIDTHS.index(width)
     gain, shift = (state[f"{name}.affine.{key}"][k].view(-1, 1, 1) for key in ("gain", "shift"))
+    norms = [dorefa_weight(state[f"{name}.weight"], w).norm() for w in (WIDTHS[-1], width)]
+    gain = gain * norms[0] / norms[1]
     y = gain * dorefa_conv(x, state[f"{name}.weight"], width, **geometry) + shift
     return y + state[f"{name}.bias"].view(-1, 1, 1) if f"{name}.bias" in state else y
 

@@ -213,7 +213,7 @@ def train_epoch(
         for i, (images, labels) in enumerate(batches):
             update = epoch * len(batches) + i
             schedule.step_update(update)
-            anneal(model, config.quant.controller, update / total)
+            set_temperature(model, config.quant.controller, update / total)
             images, labels = device.images(images), labels.to(device.torch_device)
 
             terms = objective.terms(forward(runner, model, images), labels)
@@ -247,18 +247,11 @@ def forward(runner: nn.Module, model: nn.Module, images: torch.Tensor) -> Scored
     return ScoredOutput(runner(images), nothing, nothing)
 
 
-def anneal(model: nn.Module, config: ControllerConfig, progress: float) -> None:
-    """Sets the controller's temperature and noise at ``progress``, the share of training done.
-
-    The temperature goes geometrically from ``tau`` to ``tau_end``, the noise linearly to zero.
-    """
+def set_temperature(model: nn.Module, config: ControllerConfig, progress: float) -> None:
+    """Anneals τ geometrically from ``tau`` to ``tau_end``; ``progress`` is in [0, 1]."""
     controller = getattr(model, "controller", None)
-    if controller is None:
-        return
-    if config.tau_end is not None:
+    if controller is not None and config.tau_end is not None:
         controller.tau = config.tau * (config.tau_end / config.tau) ** progress
-    if config.noise_until is not None:
-        controller.noise = max(0.0, 1 - progress / config.noise_until)
 
 
 def summarize(

@@ -117,11 +117,12 @@ class QuantConv2d(nn.Conv2d):
         if x.dim() != 4:
             raise UserError(f"QuantConv2d takes [N, C, H, W], not a tensor of {x.dim()} dimensions")
         choice, groups, alternatives = self._routing(x, choice)
-        self._prepare(x)
+        self.quantizer.prepare(self.weight, x)
         weights = self._quantized_weights()
         bias, gain = self.bias, None
         if self.affine is not None:
-            gain = self.affine.gain if self._kept is None else None  # kept weights contain it
+            if self._kept is None:  # kept weights contain it
+                gain = self.affine.gains(weights)
             bias = self.affine.shift if bias is None else self.affine.shift + bias
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
@@ -130,17 +131,6 @@ class QuantConv2d(nn.Conv2d):
         return routed_conv2d(
             x, choice, weights, bias, groups, self.geometry, self.quantizer, alternatives, gain
         )
-
-    @torch.no_grad()
-    def _prepare(self, x: Tensor) -> None:
-        """Sets what depends on data or weights, once."""
-        self.quantizer.prepare(self.weight, x)
-        affine = self.affine
-        if affine is None or affine.prepared or not (self.training and x.numel()):
-            return
-        if not affine.initialized:
-            affine.initialize(self.quantizer.quantize_weight(self.weight))
-        affine.prepared = True
 
     def _quantized_weights(self) -> tuple[Tensor, ...]:
         """The weight at every width; in evaluation computed once, until a parameter changes.

@@ -373,13 +373,13 @@ def test_ema_is_what_is_measured(run, measure, tmp_path):
 
 def test_temperature_falls_geometrically_to_its_end(run, monkeypatch):
     seen = []
-    anneal = loop.anneal
+    set_temperature = loop.set_temperature
 
     def record(model, *args):
-        anneal(model, *args)
+        set_temperature(model, *args)
         seen.append(model.controller.tau)
 
-    monkeypatch.setattr(loop, "anneal", record)
+    monkeypatch.setattr(loop, "set_temperature", record)
     run("quant.controller.tau=4", "quant.controller.tau_end=0.25", "trainer.epochs=2")
     assert seen == pytest.approx([4 * (1 / 16) ** (i / 8) for i in range(8)])
 

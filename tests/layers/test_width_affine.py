@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dqnet.layers import QuantConv2d
 from dqnet.layers.groups import Groups
 from dqnet.layers.routed_conv import routed_conv2d
-from dqnet.layers.width_affine import LARGEST_GAIN, WidthAffine
+from dqnet.layers.width_affine import WidthAffine
 
 WIDTHS = (1, 2, 4)
 
@@ -29,17 +29,17 @@ def layer_with_affine(conv: nn.Conv2d, widths: tuple[int, ...] = WIDTHS) -> Quan
         with torch.no_grad():
             layer.affine.gain.copy_(1 + 0.3 * random_tensor(*layer.affine.gain.shape, seed=5))
             layer.affine.shift.copy_(random_tensor(*layer.affine.shift.shape, seed=6))
-            layer.affine.initialized.fill_(True)
     return layer
 
 
 def textbook(conv: nn.Conv2d, leaves: dict[str, Tensor], widths: tuple[int, ...]) -> Tensor:
     bias = leaves["bias"].view(-1, 1, 1) if "bias" in leaves else 0
     y = 0
+    weights = [quantize_weight(leaves["weight"], "dorefa", widths, k, {}) for k in range(3)]
     for k in range(len(widths)):
         q = quantize_input(leaves["x"], "dorefa", widths, k, False, {})
-        weight = quantize_weight(leaves["weight"], "dorefa", widths, k, {})
-        part = leaves["gain"][k].view(-1, 1, 1) * convolve_like(conv)(q, weight)
+        ratio = (weights[-1].norm() / weights[k].norm()).item()
+        part = leaves["gain"][k].view(-1, 1, 1) * ratio * convolve_like(conv)(q, weights[k])
         y = y + leaves["choice"][:, k].view(-1, 1, 1, 1) * (
             part + leaves["shift"][k].view(-1, 1, 1) + bias
         )
@@ -79,55 +79,27 @@ def test_sampled_choice_gradient_knows_the_offset_exactly() -> None:
     for other in (0, 2):  # every draw there is, equally likely
         y = routed_conv2d(
             x, choice, weights, layer.affine.shift, Groups.of(choice), layer.geometry,
-            layer.quantizer, Groups.of(one_hot([other], 3)), layer.affine.gain,
+            layer.quantizer, Groups.of(one_hot([other], 3)), layer.affine.gains(weights),
         )  # fmt: skip
         drawn.append(torch.autograd.grad(y, choice, upstream)[0])
     assert relative_error(sum(drawn) / 2, exact) <= 1e-10
 
 
-def test_first_step_gives_the_weights_of_all_widths_one_norm() -> None:
+def test_weights_of_all_widths_have_one_norm_before_their_gain() -> None:
     torch.manual_seed(0)
     layer = QuantConv2d(8, 16, 3, bias=False, widths=WIDTHS, width_affine=True)
-    plain = torch.stack(layer.quantizer.quantize_weight(layer.weight)).detach()
-    layer(torch.rand(3, 8, 5, 5), one_hot([0, 1, 2], 3).float())
-    scaled = layer.affine.gain.detach()[:, :, None, None, None] * plain
-    norms = scaled.square().sum((2, 3, 4)).sqrt()
-    torch.testing.assert_close(norms, norms[-1:].expand(3, -1))
-    torch.testing.assert_close(scaled[-1], plain[-1])
-    # without it they are far apart
-    assert plain[0].norm() < 0.5 * plain[2].norm() or plain[0].norm() > 1.2 * plain[2].norm()
+    plain = layer.quantizer.quantize_weight(layer.weight)
+    scaled = torch.stack(layer.affine.scale(plain)).detach()
+    torch.testing.assert_close(scaled[-1], plain[-1].detach())
+    norms = scaled.square().sum((1, 2, 3, 4)).sqrt()
+    torch.testing.assert_close(norms, norms[-1:].expand(3))
+    assert plain[0].norm() < 0.5 * plain[2].norm()  # without it they are far apart
 
 
-def test_empty_channels_keep_finite_gains() -> None:
-    affine = WidthAffine(2, 3)
-    low, high = torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
-    low[0] = 0.0  # at the low width alone
-    low[1] = high[1] = 0.0
-    affine.initialize([low, high])
-    gain = affine.gain.detach()
-    assert gain[0, 0].item() == pytest.approx(LARGEST_GAIN)
-    assert gain[0, 1] == 1
-    assert gain[0, 2].item() == pytest.approx((high[2].norm() / low[2].norm()).item())
-    assert (gain[1] == 1).all()
-
-
-def test_evaluation_initialises_nothing() -> None:
-    layer = QuantConv2d(2, 3, 3, widths=WIDTHS, width_affine=True).eval()
-    layer(torch.rand(2, 2, 6, 6), one_hot([0, 1], 3).float())
-    assert not layer.affine.initialized
-    assert (layer.affine.gain == 1).all()
-
-
-def test_initialised_once_and_remembered_by_a_checkpoint() -> None:
-    conv = nn.Conv2d(2, 3, 3)
-    first = QuantConv2d.from_float(conv, WIDTHS, width_affine=True)
-    first(torch.rand(4, 2, 6, 6), one_hot([0, 1, 2, 2], 3).float())
-    learned = first.affine.gain.detach().clone()
-    assert not torch.equal(learned, torch.ones_like(learned))
-    second = QuantConv2d.from_float(nn.Conv2d(2, 3, 3), WIDTHS, width_affine=True)
-    second.load_state_dict(first.state_dict())
-    second(torch.rand(4, 2, 6, 6) * 3, one_hot([0, 1, 2, 2], 3).float())
-    assert torch.equal(second.affine.gain, learned)
+@pytest.mark.parametrize("empty", [(0,), (0, 1)])
+def test_empty_weights_have_finite_gains(empty: tuple[int, ...]) -> None:
+    weights = [torch.zeros(3, 4, 1, 1) if k in empty else torch.ones(3, 4, 1, 1) for k in (0, 1)]
+    assert (WidthAffine(2, 3).gains(weights)[0] == 1).all()
 
 
 def test_evaluation_notices_a_changed_gain() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dqnet.config import ControllerConfig
 from dqnet.errors import UserError, unknown_name
+from dqnet.processes import own_rows
 from dqnet.trace import trace_model
 
 KINDS = ("shared", "separate")
@@ -100,7 +101,10 @@ class Controller(nn.Module):
         if not self.training:
             return one_hot_max(scores)
         # Uniforms can round to 0, whose Gumbel value is infinite; exponentials are never 0.
-        gumbel = -torch.empty_like(scores).exponential_().log()
+        noise = own_rows(
+            lambda n: scores.new_empty(n, *scores.shape[1:]).exponential_(), len(scores)
+        )
+        gumbel = -noise.log()
         soft = ((scores + gumbel) / self.tau).softmax(-1)
         # soft − soft is exactly zero, so the routing is exactly one-hot.
         return one_hot_max(soft) + (soft - soft.detach())

@@ -41,8 +41,9 @@ def loaders(
         world_size: number of processes.
 
     Raises:
-        UserError: ``batch_size`` is not a multiple of ``world_size``, there are fewer training
-            images than processes, or ``val_fraction`` leaves a part without images.
+        UserError: ``batch_size`` is not a multiple of ``world_size``, a part has fewer images than
+            there are processes, the only batch cannot be shared evenly, or ``val_fraction`` leaves
+            a part without images.
     """
     if config.batch_size % world_size:
         raise UserError(
@@ -54,12 +55,19 @@ def loaders(
             train_indices, val_indices = stratified_split(splits.train.labels, config.val_fraction)
         except UserError as error:
             raise UserError(f"data.val_fraction: {error}") from error
-    if len(train_indices) < world_size:
-        raise UserError(f"{len(train_indices)} training images for {world_size} processes")
+    images = len(train_indices)
+    if world_size <= images < config.batch_size and images % world_size:
+        most = images - images % world_size
+        raise UserError(
+            f"{images} training images make one batch, which {world_size} processes cannot share: "
+            f"set data.batch_size to a multiple of {world_size} up to {most}"
+        )
 
     device = torch.device(device or "cpu")
 
     def loader(part: Part, indices: torch.Tensor, seed: int | None = None) -> Loader:
+        if len(indices) < world_size:
+            raise UserError(f"{len(indices)} images for {world_size} processes: start fewer")
         order = BatchOrder(indices, config.batch_size, seed, rank=rank, world_size=world_size)
         mean, std = list(config.mean), list(config.std)
         if isinstance(part, ImageArray):

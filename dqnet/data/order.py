@@ -16,21 +16,22 @@ def mixed_seed(*parts: int) -> int:
 class BatchOrder:
     """The batches of an epoch, as indices into a part of the data set.
 
-    A global batch is ``batch_size`` consecutive images of the epoch's order; each process takes
-    every ``world_size``-th image of it. Training shuffles by (seed, epoch) alone and drops an
-    incomplete last batch (a set smaller than one batch is one smaller batch). Evaluation keeps the
-    order of ``indices`` and every image. There a process may have one batch fewer than another
-    one, when the last global batch has fewer images than there are processes.
+    In training a global batch is ``batch_size`` consecutive images of the epoch's order, which is
+    shuffled by (seed, epoch) alone; each process takes an equal run of it. An incomplete last batch
+    is dropped (a set smaller than one batch is one smaller batch). Evaluation keeps the order of
+    ``indices`` and every image: each process goes through one run of them, and there may be one
+    batch fewer in one process than in another.
 
     Args:
-        indices: int64 ``[n]``, the images to go through.
-        batch_size: images per global batch, at least ``world_size``.
+        indices: int64 ``[n]``, the images to go through; n is at least ``world_size``.
+        batch_size: images per global batch, a multiple of ``world_size``.
         seed: of the shuffling; ``None`` for evaluation.
         rank: this process, in ``[0, world_size)``.
         world_size: number of processes.
 
     Attributes:
         epoch: the epoch that :meth:`batches` describes; from 0.
+        skip: how many of its first batches :meth:`batches` leaves out.
         num_samples: images in one epoch, over all processes.
     """
 
@@ -49,6 +50,7 @@ class BatchOrder:
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self.skip = 0
         self.num_samples = len(indices)
         if seed is not None and len(indices) > batch_size:
             self.num_samples -= len(indices) % batch_size
@@ -65,9 +67,15 @@ class BatchOrder:
 
     def batches(self) -> list[torch.Tensor]:
         """This process's share of each batch of the epoch: int64 ``[batch]`` tensors."""
-        indices = self.indices
-        if self.seed is not None:
-            indices = indices[torch.randperm(len(indices), generator=self.generator(stream=0))]
-        whole = indices[: self.num_samples].split(self.batch_size)
-        shares = (batch[self.rank :: self.world_size] for batch in whole)
-        return [share for share in shares if len(share)]
+        if self.seed is None:
+            return list(self._share(self.indices).split(self.batch_size // self.world_size))
+        whole = self.shuffled().split(self.batch_size)[self.skip :]
+        return [self._share(batch) for batch in whole]
+
+    def shuffled(self) -> torch.Tensor:
+        """The epoch's order over all processes: int64 ``[num_samples]``."""
+        order = torch.randperm(len(self.indices), generator=self.generator(stream=0))
+        return self.indices[order[: self.num_samples]]
+
+    def _share(self, images: torch.Tensor) -> torch.Tensor:
+        return images.tensor_split(self.world_size)[self.rank]

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dqnet.processes import own_rows
+
 
 @dataclass(frozen=True)
 class Groups:
@@ -48,7 +50,11 @@ class Groups:
         """For every layer, groups by one width that each image did not choose, drawn uniformly."""
         routing = routing.detach()
         chosen, widths = routing.argmax(-1), routing.shape[-1]
-        drawn = (chosen + torch.randint_like(chosen, 1, widths)) % widths
+        steps = own_rows(
+            lambda n: torch.randint(1, widths, (n, chosen.shape[1]), device=chosen.device),
+            len(chosen),
+        )
+        drawn = (chosen + steps) % widths
         return cls.of_routing(torch.zeros_like(routing).scatter_(-1, drawn.unsqueeze(-1), 1.0))
 
     @property

@@ -105,11 +105,10 @@ def test_processes_share_the_batches_of_one(splits, config, world_size):
         for rank in range(world_size)
     ]
     for one, *shares in zip(alone.train, *(r.train for r in ranks), strict=True):
-        for rank, share in enumerate(shares):
-            assert torch.equal(share[0], one[0][rank::world_size])
-            assert torch.equal(share[1], one[1][rank::world_size])
+        for whole_batch, parts in zip(one, zip(*shares, strict=True), strict=True):
+            assert torch.equal(torch.cat(parts), whole_batch)
     tested = torch.cat([torch.cat(r.test.order.batches()) for r in ranks])
-    assert sorted(tested.tolist()) == list(range(10))
+    assert tested.tolist() == list(range(10))
     assert {r.test.num_samples for r in ranks} == {10}
 
 
@@ -130,7 +129,9 @@ def test_validation_is_stratified_fixed_and_apart(splits, config):
         ({"val_fraction": 0.01}, {}, "data.val_fraction"),
         ({"val_fraction": 0.99}, {}, "data.val_fraction"),
         ({"batch_size": 3}, {"world_size": 2}, "not a multiple of the 2 processes"),
-        ({"batch_size": 40}, {"world_size": 40}, "30 training images for 40 processes"),
+        ({"batch_size": 31}, {"world_size": 31}, "30 images for 31 processes"),
+        ({"batch_size": 12}, {"world_size": 12}, "10 images for 12 processes"),
+        ({"batch_size": 32}, {"world_size": 4}, "30 training images .* multiple of 4 up to 28"),
     ],
 )
 def test_errors(splits, config, changes, processes, message):

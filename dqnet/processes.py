@@ -1,0 +1,121 @@
+"""What the processes of one run, as torchrun starts them, know of each other.
+
+One process is the ordinary case: then every function here returns at once what it was given.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def launched() -> int:
+    """How many processes this run was started as, connected already or not."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes: files, tables, W&B."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def rank() -> int:
+    """This process, in ``[0, world_size())``."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes are connected."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def gathered(x: Tensor) -> Tensor:
+    """Every process's ``[n, ...]``, in their order: ``[world_size · n, ...]``; differentiable.
+
+    A loss that each process computes from gathered tensors is the loss of the global batch, and
+    the mean of the processes' gradients, which DDP takes, is its gradient.
+    """
+    return x if world_size() == 1 else _Gathered.apply(x)
+
+
+def mean_over_processes(x: Tensor) -> Tensor:
+    """The mean of every process's ``x``; not differentiable."""
+    if world_size() == 1:
+        return x
+    total = x.detach().clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def own_rows(draw: Callable[[int], Tensor], rows: int) -> Tensor:
+    """This process's rows of ``draw(rows of all processes)``.
+
+    The processes of a run draw from generators in the same state: an image's random numbers do
+    then not depend on how many processes there are.
+
+    Args:
+        draw: given a number of rows n, returns ``[n, ...]``.
+        rows: how many this process has, as all do.
+    """
+    return draw(rows * world_size())[rank() * rows : (rank() + 1) * rows]
+
+
+def gathered_parts(columns: list[Tensor]) -> list[Tensor]:
+    """Columns of a table on the CPU, each process's rows below those of the one before.
+
+    Args:
+        columns: tensors ``[n, ...]`` with the same n, which may differ between processes.
+    """
+    if world_size() == 1:
+        return columns
+    parts: list[Any] = [None] * world_size()
+    dist.all_gather_object(parts, columns)
+    return [torch.cat(column) for column in zip(*parts, strict=True)]
+
+
+def from_main(read: Callable[[], Any]) -> Any:
+    """What ``read()`` returns in the main process, for all of them."""
+    if world_size() == 1:
+        return read()
+    box = [read() if is_main() else None]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def broadcast_buffers(module: torch.nn.Module) -> None:
+    """Gives every process the main one's buffers, such as running statistics."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
+
+
+@contextmanager
+def local_main_first() -> Iterator[None]:
+    """One process of each machine runs the body, then its other ones do."""
+    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    if not first and world_size() > 1:
+        dist.barrier()
+    yield
+    if first and world_size() > 1:
+        dist.barrier()
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [x.new_empty(x.shape) for _ in range(world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        # Each process's loss depends on this part: its gradient is the sum of theirs.
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(grad)
+        return grad.chunk(world_size())[rank()]

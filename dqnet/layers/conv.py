@@ -112,10 +112,13 @@ class QuantConv2d(nn.Conv2d):
                 whose router gives it.
 
         Raises:
-            UserError: if there are several widths and no one-hot choice of the right shape.
+            UserError: if there are several widths and no one-hot choice of the right shape, or
+                ``x`` is no batch of real numbers.
         """
         if x.dim() != 4:
             raise UserError(f"QuantConv2d takes [N, C, H, W], not a tensor of {x.dim()} dimensions")
+        if not x.is_floating_point():
+            raise UserError(f"QuantConv2d takes floating-point images, not {x.dtype}")
         choice, groups, alternatives = self._routing(x, choice)
         self.quantizer.prepare(self.weight, x)
         weights = self._quantized_weights()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -66,6 +65,4 @@ class QuantLinear(nn.Linear):
         """``[N, ..., in_features]`` to ``[N, ..., out_features]``."""
         self.quantizer.prepare(self.weight, x)
         (weight,) = self.quantizer.quantize_weight(self.weight)
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-        quantized = self.quantizer.quantize_input(wide, self.widths[0])
-        return F.linear(quantized.to(x.dtype), weight, self.bias)
+        return F.linear(self.quantizer.quantize_input(x, self.widths[0]), weight, self.bias)

@@ -35,8 +35,7 @@ from torch import Tensor
 
 from dqnet.layers.groups import Groups
 from dqnet.quantizers import Quantizer
-
-HALF = (torch.float16, torch.bfloat16)
+from dqnet.quantizers.precision import HALF
 
 
 @dataclass(frozen=True)
@@ -277,8 +276,7 @@ def _encode(quantizer: Quantizer, x: Tensor, k: int, out: Tensor, as_codes: bool
     Where the values themselves were written, s is 1.
     """
     width = quantizer.widths[k]
-    if x.dtype in HALF:
-        # They hold neither large codes nor the steps to compute them with.
+    if x.dtype in HALF:  # codes are written in place, and half precision does not hold them
         wide = x.float()
         out.copy_(wide.mul_(quantizer.codes_into(wide, width, wide)))
         return 1.0

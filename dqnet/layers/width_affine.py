@@ -17,6 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from dqnet.quantizers.precision import widened
+
 
 class WidthAffine(nn.Module):
     """``gain[k] · ‖w_K‖/‖w_k‖ · y + shift[k]`` for outputs y of the weight w_k at width k.
@@ -37,10 +39,10 @@ class WidthAffine(nn.Module):
         Args:
             weights: ``[O, C, kH, kW]`` at every width, the last one's norm being the common one.
         """
-        norms = torch.stack([w.detach().norm() for w in weights]).to(self.gain.dtype)
+        norms = torch.stack([widened(w.detach()).norm() for w in weights])
         # A weight may be all zeros at a low width, or at every one.
-        ratio = torch.where(norms > 0, norms[-1] / norms, 1)
-        return self.gain * ratio[:, None]
+        ratio = torch.where(norms == 0, 1, norms[-1] / norms)
+        return self.gain * ratio[:, None].to(self.gain.dtype)
 
     def scale(self, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """K weights ``[O, C, kH, kW]``, each multiplied by its gain."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dqnet.quantizers.base import Quantizer
+from dqnet.quantizers.precision import widened
 
 
 class _SignTimesMean(torch.autograd.Function):
@@ -56,10 +57,12 @@ class _RoundScaled(torch.autograd.Function):
             grad += other
         squashed = weight.tanh()
         largest = _largest(squashed)
-        grad_largest = -(grad * squashed).sum() / largest**2
+        normal = squashed / largest
+        # Not divided by the square of the largest, which is zero for a weight below 1e-23.
+        grad_largest = -(grad * normal).sum() / largest
         # The largest element is in every element's denominator; equal ones share that gradient.
         # Divided by the largest, they alone are 1 or -1.
-        sign_of_top = (squashed / largest).trunc_()
+        sign_of_top = normal.trunc_()
         share = grad_largest / sign_of_top.abs().sum().clamp_min(1)
         grad.div_(largest).addcmul_(sign_of_top, share)
         return torch.ops.aten.tanh_backward(grad, squashed, grad_input=grad), None
@@ -69,7 +72,7 @@ def _largest(squashed: Tensor) -> Tensor:
     """max|tanh w|; 1 for an all-zero weight, which is then divided by something finite."""
     low, high = squashed.aminmax()
     largest = torch.maximum(high, -low)
-    return torch.where(largest > 0, largest, 1)
+    return torch.where(largest == 0, 1, largest)  # NaN stays NaN
 
 
 class _ClipAndRound(torch.autograd.Function):
@@ -117,7 +120,7 @@ def dorefa_weight(weight: Tensor, width: int) -> Tensor:
         width: bits, 1 to 16.
 
     Returns:
-        A tensor of the same shape: ``2**width`` values in [-1, 1], at one bit ±mean|w|.
+        A tensor of the same shape and type: ``2**width`` values in [-1, 1], at one bit ±mean|w|.
     """
     return DoReFaWeights((width,)).quantize_weight(weight)[0]
 
@@ -127,17 +130,19 @@ def dorefa_activation(x: Tensor, width: int, signed: bool = False) -> Tensor:
 
     The signed form uses the map that the paper uses for weights: 2 · Q(clip(x, −1, 1)/2 + ½) − 1.
     """
-    return _ClipAndRound.apply(x, 2**width - 1, signed)
+    return _ClipAndRound.apply(widened(x), 2**width - 1, signed).to(x.dtype)
 
 
 class DoReFaWeights(Quantizer):
     """DoReFa's weights, which other methods use with activations of their own."""
 
     def quantize_weight(self, weight: Tensor) -> tuple[Tensor, ...]:
-        rounded: tuple[Tensor, ...] = ()
+        wide, quantized = widened(weight), ()
         if self.widths[-1] > 1:
-            rounded = _RoundScaled.apply(weight, tuple(w for w in self.widths if w > 1))
-        return (_SignTimesMean.apply(weight), *rounded) if self.widths[0] == 1 else rounded
+            quantized = _RoundScaled.apply(wide, tuple(w for w in self.widths if w > 1))
+        if self.widths[0] == 1:
+            quantized = (_SignTimesMean.apply(wide), *quantized)
+        return tuple(q.to(weight.dtype) for q in quantized)
 
 
 class DoReFa(DoReFaWeights, name="dorefa"):

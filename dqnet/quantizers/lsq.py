@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dqnet.processes import mean_over_processes
 from dqnet.quantizers.base import Quantizer
+from dqnet.quantizers.precision import widened
 
 #: A step is a scale and has to stay above zero, wherever the optimizer takes it.
 SMALLEST_STEP = 1e-8
@@ -60,7 +62,8 @@ class _LearnedStep(torch.autograd.Function):
 def _codes_(ratio: Tensor, low: int, high: int, binary: bool) -> Tensor:
     """The integer codes of v/s, computed in place."""
     if binary:
-        return ratio.ge_(0).mul_(2).sub_(1)
+        unknown = ratio.isnan()  # which compares as below zero
+        return ratio.ge_(0).mul_(2).sub_(1).masked_fill_(unknown, math.nan)
     return ratio.clamp_(-low, high).round_()
 
 
@@ -79,20 +82,28 @@ def lsq(
     Returns:
         A tensor of the shape of ``v``.
     """
-    return _LearnedStep.apply(v, step, width, signed, grad_scale)
+    return _LearnedStep.apply(widened(v), widened(step), width, signed, grad_scale).to(v.dtype)
 
 
 def initial_step(v: Tensor, width: int, signed: bool) -> Tensor:
-    """2 · mean|v| / √Q_P, a scalar; 1 for an all-zero tensor, which any step represents."""
-    step = 2 * v.detach().abs().mean() / math.sqrt(lsq_range(width, signed)[1])
-    return torch.where(step > SMALLEST_STEP, step, torch.ones_like(step))
+    """2 · mean|v| / √Q_P, a scalar; 1 for an all-zero tensor, which any step represents.
+
+    The mean is over the finite elements: one NaN would make every later output NaN.
+    """
+    magnitude = widened(v.detach()).abs()
+    finite = magnitude.isfinite()
+    if not finite.all():
+        magnitude = magnitude[finite]
+    step = 2 * magnitude.mean() / math.sqrt(lsq_range(width, signed)[1])
+    step = torch.where(step > SMALLEST_STEP, step, torch.ones_like(step))
+    return step.clamp_max(torch.finfo(v.dtype).max)
 
 
 class LSQ(Quantizer, name="lsq"):
     """A learned step per layer and per width, for weights and for activations.
 
     The steps are initialised on the first forward pass: from the weight, and from the first batch
-    for activations (the whole batch, so that a width no image chose is initialised as well).
+    for activations (the whole batch of all processes, whatever widths its images chose).
     """
 
     def __init__(self, widths: Sequence[int], signed: bool = False) -> None:
@@ -104,12 +115,14 @@ class LSQ(Quantizer, name="lsq"):
 
     @torch.no_grad()
     def prepare(self, weight: Tensor, x: Tensor) -> None:
-        if self._prepared or x.numel() == 0:
+        if self._prepared or not x.isfinite().any():  # nothing to measure, an empty batch too
             return
         if not self.initialized:
             for i, width in enumerate(self.widths):
                 self.weight_step[i] = initial_step(weight, width, signed=True)
                 self.input_step[i] = initial_step(x, width, self.signed)
+            # Each process saw its part of the first batch.
+            self.input_step.copy_(mean_over_processes(self.input_step))
             self.initialized.fill_(True)
         self._prepared = True
 
@@ -127,7 +140,7 @@ class LSQ(Quantizer, name="lsq"):
 
     @torch.no_grad()
     def codes_into(self, x: Tensor, width: int, out: Tensor) -> Tensor:
-        step = self.input_step[self.widths.index(width)].clamp_min(SMALLEST_STEP)
+        step = widened(self.input_step[self.widths.index(width)]).clamp_min(SMALLEST_STEP)
         binary = width == 1 and self.signed
         _codes_(torch.div(x, step, out=out), *lsq_range(width, self.signed), binary)
         return step

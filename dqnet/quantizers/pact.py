@@ -6,6 +6,7 @@ clipping value α: eq. 3. Weights are DoReFa's, as in the paper's experiments.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from dqnet.errors import UserError
 from dqnet.quantizers.dorefa import DoReFaWeights
+from dqnet.quantizers.precision import widened
 
 #: α is a scale and has to stay above zero, wherever the optimizer takes it.
 SMALLEST_ALPHA = 1e-4
@@ -64,7 +66,8 @@ def pact_activation(x: Tensor, alpha: Tensor, width: int, signed: bool = False) 
     Returns:
         A tensor of the shape of ``x``.
     """
-    return _ClipAtAlpha.apply(x, alpha, 2**width - 1, signed)
+    levels = 2**width - 1
+    return _ClipAtAlpha.apply(widened(x), widened(alpha), levels, signed).to(x.dtype)
 
 
 class PACT(DoReFaWeights, name="pact"):
@@ -83,8 +86,8 @@ class PACT(DoReFaWeights, name="pact"):
         self, widths: Sequence[int], signed: bool = False, alpha_init: float = 8.0
     ) -> None:
         super().__init__(widths, signed)
-        if alpha_init <= 0:
-            raise UserError(f"alpha_init {alpha_init} must be above 0")
+        if not 0 < alpha_init < math.inf:
+            raise UserError(f"alpha_init {alpha_init} must be above 0 and finite")
         self.alpha = nn.Parameter(torch.tensor(float(alpha_init)))
 
     def quantize_input(self, x: Tensor, width: int) -> Tensor:
@@ -92,7 +95,7 @@ class PACT(DoReFaWeights, name="pact"):
 
     @torch.no_grad()
     def codes_into(self, x: Tensor, width: int, out: Tensor) -> Tensor:
-        return _codes_into(x, self.alpha, 2**width - 1, self.signed, out)
+        return _codes_into(x, widened(self.alpha), 2**width - 1, self.signed, out)
 
     def input_parameters(self) -> list[nn.Parameter]:
         return [self.alpha]

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from dqnet.engine.lock import LOCK
+from dqnet.engine.stop import Stopped
 from dqnet.errors import UserError, unknown_name
 from dqnet.sweep.failure import clear_failure, write_failure
 
@@ -28,6 +29,8 @@ T = TypeVar("T")
 
 #: set this environment variable to see where an error came from
 TRACEBACK = "DQNET_TRACEBACK"
+#: exit status after Ctrl-C, 128 + the signal's number
+INTERRUPTED = 130
 #: what Hydra's ValueError says about model=3
 _BAD_CHOICE = "Config group override must be"
 
@@ -58,6 +61,7 @@ def run_name(overrides: Iterable[str]) -> str:
     circumstances = (
         "trainer.device=",
         "trainer.progress=",
+        "trainer.checkpoint_",
         "data.workers=",
         "data.download=",
         "logger",
@@ -134,9 +138,9 @@ def start(main: Callable[[], Any], config_dir: Path, config_name: str) -> None:
         if os.environ.get(TRACEBACK) or not _is_mistake(error):
             raise
         sys.exit(f"error: {_line(error, config_dir, config_name)}")
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues after the last epoch", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        print("interrupted; the same command continues", file=sys.stderr)
+        sys.exit(error.status if isinstance(error, Stopped) else INTERRUPTED)
 
 
 def _remove_traces(folder: Path) -> None:

@@ -121,8 +121,13 @@ class TrainerConfig:
     precision: str = MISSING  # 32 or bf16
     ema: float | None = MISSING  # decay of an exponential moving average of the weights
     channels_last: bool | None = MISSING  # memory format; None: on a CPU, where it is faster
+    sync_batch_norm: bool = True  # several processes: one mean and variance for all
     compile: bool = MISSING
     progress: bool = MISSING
+    # Within an epoch, from one checkpoint to the next; None: not by this measure. Checkpoints
+    # written before these existed lack them.
+    checkpoint_steps: int | None = None
+    checkpoint_minutes: float | None = 10.0
 
 
 @dataclass

@@ -35,9 +35,12 @@ class Loader(ABC):
         """Images in one pass, over all processes."""
         return self.order.num_samples
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass, from 0; no effect on evaluation."""
-        self.order.epoch = epoch
+    def set_epoch(self, epoch: int, skip: int = 0) -> None:
+        """Choose the next pass: its epoch, from 0, and how many batches of it to leave out.
+
+        The batches left out at its beginning cost nothing. The epoch has no effect on evaluation.
+        """
+        self.order.epoch, self.order.skip = epoch, skip
 
     @abstractmethod
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,14 +24,29 @@ CIRCUMSTANCES = (
     "data.workers",
     "trainer.device",
     "trainer.progress",
+    "trainer.checkpoint_steps",
+    "trainer.checkpoint_minutes",
     "logger",
 )
 
 
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Writes a checkpoint; a crash meanwhile leaves the file that was there."""
-    content = {"format": FORMAT, **content}
-    write_atomically(path, lambda temporary: torch.save(content, temporary))
+def save_checkpoint(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
+    """Writes a checkpoint; a crash meanwhile leaves the file that was there.
+
+    Args:
+        path: the file.
+        content: what it holds.
+        previous: where the file that was there goes.
+
+    Raises:
+        UserError: if it cannot be written, as when the disk is full.
+    """
+    # Not straight into the file: PyTorch's writer hides why the system refused it.
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **content}, buffer)
+    write_atomically(
+        path, lambda temporary: temporary.write_bytes(buffer.getbuffer()) and None, previous
+    )
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -49,6 +66,34 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} has format {content.get('format')}; this version reads format {FORMAT}"
         )
     return content
+
+
+def load_last(
+    last: Path, previous: Path, warn: Callable[[str], Any] = lambda message: None
+) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint of a run that can be read, and its path; ``None`` without any.
+
+    Args:
+        last: the newest one.
+        previous: the one before; it is read if ``last`` is damaged or missing.
+        warn: told about that in one line.
+
+    Raises:
+        UserError: if there is a checkpoint but none that can be read.
+    """
+    if not last.exists() and not previous.exists():
+        return None
+    try:
+        return last, load_checkpoint(last)
+    except UserError as error:
+        if not previous.exists():
+            raise
+        try:
+            content = load_checkpoint(previous)
+        except UserError as other:
+            raise UserError(f"{error}; {other}") from error
+        warn(f"{error}: going back to {previous}")
+        return previous, content
 
 
 def config_of(content: dict[str, Any], path: Path) -> TrainConfig:

@@ -4,21 +4,59 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dqnet.errors import UserError
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets ``write`` fill a file beside ``path``, then puts it in its place in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+#: of the name of a file that is being written
+_UNFINISHED = ".tmp"
+
+
+def write_atomically(
+    path: Path, write: Callable[[Path], None], previous: Path | None = None
+) -> None:
+    """Lets ``write`` fill a file beside ``path``, then puts it in its place in one step.
+
+    Args:
+        path: the file.
+        write: given a path, writes the content there.
+        previous: where the file that was there goes, once the new one is safe on the disk.
+
+    Raises:
+        UserError: if the system refuses, as when the disk is full; what was there is still there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
     try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with _refusal_in_one_line(path):
+            write(temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            if previous is not None and path.exists():
+                path.replace(previous)
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what a process that was killed has left half written; no other may be at work."""
+    for path in folder.glob(f".*{_UNFINISHED}"):
+        path.unlink()
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a file; it is on the disk when this returns.
+
+    Raises:
+        UserError: if the system refuses; the file may then end with a part of the line.
+    """
+    with _refusal_in_one_line(path), path.open("a") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -30,3 +68,11 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file."""
     return json.loads(path.read_text())
+
+
+@contextmanager
+def _refusal_in_one_line(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} could not be written: {error.strerror or error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import numpy as np
 
 from dqnet.config import LoggerConfig
 from dqnet.engine.evaluate import Evaluation
-from dqnet.engine.files import write_atomically
+from dqnet.engine.files import append_line, write_atomically
 from dqnet.errors import UserError, unknown_name
 
 LOGGERS = ("none", "wandb")
 WANDB_MODES = ("offline", "online", "disabled")
+#: of the histogram of Bit-FLOPs, W&B's own number
+COST_BINS = 64
 
 
 def check_logger(config: LoggerConfig) -> None:
@@ -26,27 +29,35 @@ def check_logger(config: LoggerConfig) -> None:
 
 
 class MetricsFile:
-    """``metrics.jsonl``: one JSON object per epoch, and none twice."""
+    """``metrics.jsonl``, or one like it: a JSON object per epoch, and none twice."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def keep_until(self, epochs: int) -> None:
         """Drops what was written after the checkpoint that a run continues from."""
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
         # A line that was cut off while it was written belongs to an epoch that runs again.
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["epoch"] < epochs]
-        text = "".join(line + "\n" for line in kept)
-        write_atomically(self.path, lambda temporary: temporary.write_text(text) and None)
+        kept = [line for line in self._lines() if json.loads(line)["epoch"] < epochs]
+        write_atomically(self.path, lambda temporary: temporary.write_text("".join(kept)) and None)
 
     def append(self, metrics: dict[str, Any]) -> None:
         """Adds one epoch."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
+        append_line(self.path, json.dumps(metrics))
+
+    def read(self) -> list[dict[str, Any]]:
+        """All epochs."""
+        return [json.loads(line) for line in self._lines()]
+
+    def _lines(self) -> list[str]:
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+        return [line for line in lines if line.endswith("\n")]
 
 
 class WandbLogger:
     """One Weights & Biases run, offline unless told otherwise.
+
+    What it is told is kept in ``wandb.jsonl`` too: when a process is killed, W&B loses what it has
+    not written or sent yet.
 
     Args:
         config: its project, mode and group.
@@ -77,6 +88,19 @@ class WandbLogger:
             )
         except wandb.errors.Error as error:
             raise UserError(f"wandb could not start: {error}") from error
+        self._folder = folder
+        self._told = MetricsFile(folder / "wandb.jsonl")
+
+    def continue_after(self, epochs: int) -> None:
+        """Tells W&B again what it may have lost of the first ``epochs`` epochs."""
+        self._told.keep_until(epochs)
+        for record in self._told.read():
+            self._tell(record)
+        # Offline, this start's files now hold all of the run and those of earlier ones a part.
+        own = Path(self.run.dir).parent.name
+        for path in (self._folder / "wandb").glob(f"offline-run-*-{self.run_id}"):
+            if path.name != own:
+                shutil.rmtree(path)
 
     @property
     def run_id(self) -> str:
@@ -85,16 +109,35 @@ class WandbLogger:
     def log(self, metrics: dict[str, Any], evaluation: Evaluation) -> None:
         """An epoch's metrics, and the histogram of widths of every routed layer."""
         record = {key: value for key, value in metrics.items() if value is not None}
+        histograms = {}
         if evaluation.widths:
-            edges = np.array([*evaluation.widths, evaluation.widths[-1] + 1]) - 0.5
+            edges = [width - 0.5 for width in (*evaluation.widths, evaluation.widths[-1] + 1)]
             for name, counts in zip(
-                evaluation.routed_names, evaluation.histogram.numpy(), strict=True
+                evaluation.routed_names, evaluation.histogram.tolist(), strict=True
             ):
-                record[f"widths/{name}"] = self._wandb.Histogram(np_histogram=(counts, edges))
-            record["bit_flops_per_image"] = self._wandb.Histogram(evaluation.cost.numpy())
-        self.run.log(record, step=metrics["epoch"])
+                histograms[f"widths/{name}"] = counts, edges
+            counts, edges = np.histogram(evaluation.cost.numpy(), bins=COST_BINS)
+            histograms["bit_flops_per_image"] = counts.tolist(), edges.tolist()
+        record["histograms"] = histograms
+        self._told.append(record)
+        self._tell(record)
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Stores the final figures and closes the run."""
         self.run.summary.update(summary)
         self.run.finish()
+
+    def stop(self, status: int) -> None:
+        """Closes the run as one that ended early, with the process's exit status."""
+        self.run.finish(exit_code=status)
+
+    def _tell(self, record: dict[str, Any]) -> None:
+        if record["epoch"] < self.run.step:  # W&B has it already
+            return
+        histograms = {
+            name: self._wandb.Histogram(np_histogram=pair)
+            for name, pair in record["histograms"].items()
+        }
+        metrics = {key: value for key, value in record.items() if key != "histograms"}
+        # Committed at once: otherwise an epoch would wait for the next one.
+        self.run.log(metrics | histograms, step=record["epoch"], commit=True)

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
 from dqnet.config import ControllerConfig, TrainConfig
 from dqnet.cost import FULL_PRECISION_BITS, controller_cost
 from dqnet.data import load_data, loaders
-from dqnet.engine.build import build_model
-from dqnet.engine.checkpoint import check_same_run, load_checkpoint, save_checkpoint
+from dqnet.engine.checkpoint import check_same_run, load_checkpoint, load_last, save_checkpoint
 from dqnet.engine.devices import Device
+from dqnet.engine.divergence import CHECK_EVERY, NotFiniteError, check_finite, explain
 from dqnet.engine.evaluate import Evaluation, evaluate
-from dqnet.engine.files import read_json, write_json
+from dqnet.engine.files import read_json, remove_unfinished, write_json
+from dqnet.engine.history import LossHistory
+from dqnet.engine.interval import CheckpointInterval
+from dqnet.engine.learner import Learner
 from dqnet.engine.logging import MetricsFile, WandbLogger, check_logger
-from dqnet.engine.objective import Objective
-from dqnet.engine.optim import build_optimizer, build_schedule
+from dqnet.engine.stop import Stopped, stop_request
 from dqnet.engine.tables import print_summary
 from dqnet.errors import UserError
 from dqnet.network import QuantizedModel, ScoredOutput
@@ -50,65 +51,70 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
     """
     console = console or Console()
     check_trainer(config)
-    last_path, best_path, summary_path = (
-        folder / name for name in ("last.pt", "best.pt", "summary.json")
+    last_path, previous_path, best_path, summary_path = (
+        folder / name for name in ("last.pt", "previous.pt", "best.pt", "summary.json")
     )
-    state = read_state(folder, config)
-    if state is not None and summary_path.exists():
+    found = read_state(folder, config, console)
+    if found is not None and summary_path.exists():
         console.print(f"{folder} holds this run, complete; remove it to train again")
         summary = read_json(summary_path)
         print_summary(console, summary)
         return summary
 
+    interval = CheckpointInterval(config.trainer)
     device = Device(config.trainer)
     splits = load_data(config.data)
     data = loaders(splits, config.data, config.seed, device=device.torch_device)
-
-    torch.manual_seed(config.seed)
-    model = build_model(config.model, config.quant, splits.num_classes, splits.image_shape)
-    model = device.place(model)
-    objective = Objective(model, config.loss)
-    optimizer = build_optimizer(model, config.optim, config.quant.parameter_decay)
-    epochs, updates = config.trainer.epochs, len(data.train)
-    schedule = build_schedule(optimizer, config.optim, epochs, updates) if epochs else None
-    ema = None
-    if config.trainer.ema is not None:
-        ema = ModelEmaV3(model, decay=config.trainer.ema, use_warmup=True)
-    runner, optimizer = device.wrap(model, optimizer)
+    learner = Learner(config, device, splits, len(data.train))
+    model, target, epochs = learner.model, learner.objective.target, config.trainer.epochs
 
     folder.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder)
     metrics_file = MetricsFile(folder / "metrics.jsonl")
-    start, seconds, best = 0, 0.0, None
-    if state is not None:
-        start, seconds, best = state["epoch"], state["seconds"], state["best"]
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        if ema is not None:
-            ema.module.load_state_dict(state["ema"])
-        set_random_state(state["random"])
-        console.print(f"continuing {folder} after epoch {start} of {epochs}")
-    metrics_file.keep_until(start)
+    done, history = 0, LossHistory(len(data.train))  # epochs, and steps of the one after them
+    seconds, best, run_id = 0.0, None, None
+    if found is not None:
+        path, state = found
+        learner.load_state_dict(state)
+        done, history = state["epoch"], LossHistory(len(data.train), state.get("history"))
+        seconds, best, run_id = state["seconds"], state["best"], state["wandb_id"]
+        console.print(
+            f"continuing {path} after epoch {done} of {epochs}"
+            + (f" and {len(history)} of {len(data.train)} steps" if len(history) else "")
+        )
+    metrics_file.keep_until(done)
     logger = None
     if config.logger.name == "wandb":
-        run_id = state["wandb_id"] if state is not None else None
         logger = WandbLogger(config.logger, asdict(config), folder, run_id)
+        logger.continue_after(done)
+    began = time.perf_counter() - seconds
 
-    def save(path: Path, epochs_done: int) -> None:
+    def save(path: Path, previous: Path | None = None) -> None:
         content = {
             "config": asdict(config),
-            "epoch": epochs_done,
-            "model": model.state_dict(),
-            "ema": None if ema is None else ema.module.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "random": random_state(),
-            "seconds": seconds,
+            "epoch": done,
+            "step": len(history),
+            "history": history.state_dict(),
+            **learner.state_dict(),
+            "seconds": time.perf_counter() - began,
             "best": best,
             "num_classes": splits.num_classes,
             "class_names": list(splits.class_names),
             "image_shape": list(splits.image_shape),
             "wandb_id": None if logger is None else logger.run_id,
         }
-        save_checkpoint(path, content)
+        save_checkpoint(path, content, previous)
+
+    def save_last() -> None:
+        save(last_path, previous_path)
+        interval.restart()
+
+    def after_step() -> None:
+        due = interval.step()
+        if due or len(history) % CHECK_EVERY == 0:
+            check_finite(learner, history)
+        if due:
+            save_last()
 
     evaluation: Evaluation | None = None
     if epochs == 0:  # the model is measured as it is
@@ -116,130 +122,150 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
         data.train.set_epoch(0)
         evaluate(model, itertools.islice(data.train, 1), device.images, device.autocast)
         best = {"epoch": None, "rank": None}
-        save(best_path, 0)
-        save(last_path, 0)
-    for epoch in range(start, epochs):
-        began = time.perf_counter()
-        data.train.set_epoch(epoch)
-        terms = train_epoch(
-            runner, model, data.train, objective, optimizer, schedule, ema, config, device, epoch,
-            console,
-        )  # fmt: skip
-        # With no validation part the test part is measured, and nothing is chosen by it.
-        judged = ema.module if ema is not None else model
-        held_out = data.test if data.val is None else data.val
-        evaluation = evaluate(judged, held_out, device.images, device.autocast)
-        seconds += time.perf_counter() - began
+        save(best_path)
+        save_last()
+    try:
+        with stop_request() as stop:
+            for epoch in range(done, epochs):
+                data.train.set_epoch(epoch, skip=len(history))
+                train_epoch(learner, stop.until(data.train), epoch, history, after_step, console)
+                check_finite(learner, history)
+                # With no validation part the test part is measured, and nothing is chosen by it.
+                judged = model if learner.ema is None else learner.ema.module
+                held_out = stop.until(data.test if data.val is None else data.val)
+                evaluation = evaluate(judged, held_out, device.images, device.autocast)
 
-        figures = evaluation.figures
-        metrics = {
-            "epoch": epoch,
-            **{f"train_{name}": value for name, value in terms.items()},
-            **{f"val_{key}": figures[key] for key in PER_EPOCH},
-            "mean_width": figures["mean_width"],
-            "lr": optimizer.param_groups[0]["lr"],
-            "seconds": seconds,
-        }
-        rank = _rank(figures, objective.target)
-        if best is None or data.val is None or rank > best["rank"]:
-            best = {"epoch": epoch, "rank": rank}
-        metrics_file.append(metrics)
-        if best["epoch"] == epoch:
-            save(best_path, epoch + 1)
-        save(last_path, epoch + 1)
-        line = _epoch_line(metrics, epochs, objective.target)
-        console.print(line, highlight=False, soft_wrap=True)
+                figures = evaluation.figures
+                metrics = {
+                    "epoch": epoch,
+                    **{f"train_{name}": value for name, value in history.means().items()},
+                    **{f"val_{key}": figures[key] for key in PER_EPOCH},
+                    "mean_width": figures["mean_width"],
+                    "lr": learner.lr,
+                    "seconds": time.perf_counter() - began,
+                }
+                rank = _rank(figures, target)
+                if best is None or data.val is None or rank > best["rank"]:
+                    best = {"epoch": epoch, "rank": rank}
+                # Before the checkpoint, which says that the epoch is done with.
+                metrics_file.append(metrics)
+                if logger is not None:
+                    logger.log(metrics, evaluation)
+                done, history = epoch + 1, LossHistory(len(data.train))
+                if best["epoch"] == epoch:
+                    save(best_path)
+                save_last()
+                line = _epoch_line(metrics, epochs, target)
+                console.print(line, highlight=False, soft_wrap=True)
+    except NotFiniteError:
+        good = load_last(last_path, previous_path)
+        message = explain(config, device, splits, data.train, good, train_step)
+        raise UserError(message) from None
+    except Stopped as stopped:
+        with suppress(NotFiniteError):
+            check_finite(learner, history)
+            save_last()
         if logger is not None:
-            logger.log(metrics, evaluation)
+            logger.stop(stopped.status)
+        raise
 
     if evaluation is None or data.val is not None:
         chosen = load_checkpoint(best_path)
         model.load_state_dict(chosen["ema"] or chosen["model"])
         evaluation = evaluate(model, data.test, device.images, device.autocast)
-    summary = summarize(evaluation, model, objective.target, splits.image_shape) | {
-        "target_bits": objective.target_bits,
+    summary = summarize(evaluation, model, target, splits.image_shape) | {
+        "target_bits": learner.objective.target_bits,
         "epochs": epochs,
         "best_epoch": best["epoch"],
-        "seconds": seconds,
+        "seconds": time.perf_counter() - began,
         "seed": config.seed,
     }
     write_json(summary_path, summary)
+    previous_path.unlink(missing_ok=True)
     if logger is not None:
         logger.finish(summary)
     print_summary(console, summary)
     return summary
 
 
-def read_state(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
-    """The last checkpoint of a run folder, if there is one.
+def read_state(
+    folder: Path, config: TrainConfig, console: Console | None = None
+) -> tuple[Path, dict[str, Any]] | None:
+    """The last good checkpoint of a run folder and its path, if there is one.
+
+    Args:
+        folder: the run folder.
+        config: of the run that is to be in it.
+        console: is told if the newest checkpoint is damaged.
 
     Raises:
-        UserError: if it was trained with other settings.
+        UserError: if the folder's run has other settings, or no checkpoint can be read.
     """
-    path = folder / "last.pt"
-    if not path.exists():
-        return None
-    state = load_checkpoint(path)
-    check_same_run(path, state["config"], config)
-    return state
+    warn = (lambda message: None) if console is None else console.print
+    found = load_last(folder / "last.pt", folder / "previous.pt", warn)
+    if found is not None:
+        path, state = found
+        check_same_run(path, state["config"], config)
+    return found
 
 
 def train_epoch(
-    runner: nn.Module,
-    model: nn.Module,
-    batches: Any,
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    schedule: Any,
-    ema: ModelEmaV3 | None,
-    config: TrainConfig,
-    device: Device,
+    learner: Learner,
+    batches: Iterable[tuple[Tensor, Tensor]],
     epoch: int,
+    history: LossHistory,
+    after_step: Callable[[], None],
     console: Console,
-) -> dict[str, float]:
-    """One pass over the training data; returns the means of the loss's terms.
+) -> None:
+    """One pass over the training data, or what is left of it.
 
     Args:
-        runner: what is called: the model, wrapped for precision, processes and compilation.
-        model: the model itself.
-
-    Raises:
-        UserError: if the loss is not finite.
+        learner: what is trained.
+        batches: images ``[B, C, H, W]`` and labels ``[B]`` of the steps that are left.
+        epoch: from 0.
+        history: of the steps that are done; every step is added to it.
+        after_step: called after every step.
+        console: where progress is shown.
     """
-    model.train()
-    total, history = config.trainer.epochs * len(batches), []
-    with _progress(console, config.trainer.progress) as progress:
-        task = progress.add_task(f"epoch {epoch + 1}/{config.trainer.epochs}", total=len(batches))
-        for i, (images, labels) in enumerate(batches):
-            update = epoch * len(batches) + i
-            schedule.step_update(update)
-            set_temperature(model, config.quant.controller, update / total)
-            images, labels = device.images(images), labels.to(device.torch_device)
-
-            terms = objective.terms(forward(runner, model, images), labels)
-            optimizer.zero_grad()
-            device.backward(objective.total(terms))
-            if config.optim.clip_grad is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_grad)
-            optimizer.step()
-            if ema is not None:
-                ema.update(model, step=update)
-
-            history.append({name: term.detach() for name, term in terms.items()})
-            progress.advance(task)
-    means = {
-        name: torch.stack([terms[name] for terms in history]).double().mean().item()
-        for name in history[0]
-    }
-    if not math.isfinite(means["loss"]):
-        raise UserError(
-            f"the loss became {means['loss']} in epoch {epoch + 1}: lower optim.lr "
-            f"({config.optim.lr:g}) or set optim.clip_grad"
+    learner.model.train()
+    trainer, steps = learner.config.trainer, history.length
+    with _progress(console, trainer.progress) as progress:
+        task = progress.add_task(
+            f"epoch {epoch + 1}/{trainer.epochs}", total=steps, completed=len(history)
         )
-    return means
+        for images, labels in batches:
+            update = epoch * steps + len(history)
+            history.append(train_step(learner, update, images, labels))
+            progress.advance(task)
+            after_step()
 
 
-def forward(runner: nn.Module, model: nn.Module, images: torch.Tensor) -> ScoredOutput:
+def train_step(learner: Learner, update: int, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """One update of the weights; returns the terms of the loss, scalars on the device.
+
+    Args:
+        learner: what is trained.
+        update: the step's number in the whole training, from 0.
+        images: ``[B, C, H, W]``.
+        labels: ``[B]``.
+    """
+    config, device, model = learner.config, learner.device, learner.model
+    learner.schedule.step_update(update)
+    set_temperature(model, config.quant.controller, update / learner.updates)
+    images, labels = device.images(images), labels.to(device.torch_device)
+
+    terms = learner.objective.terms(forward(learner.runner, model, images), labels)
+    learner.optimizer.zero_grad()
+    device.backward(learner.objective.total(terms))
+    if config.optim.clip_grad is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_grad)
+    learner.optimizer.step()
+    if learner.ema is not None:
+        learner.ema.update(model, step=update)
+    return {name: term.detach() for name, term in terms.items()}
+
+
+def forward(runner: nn.Module, model: nn.Module, images: Tensor) -> ScoredOutput:
     """Runs a converted or a float model; a float model routes nothing, ``[N, 0, 1]``."""
     if isinstance(model, QuantizedModel):
         return runner(images, with_scores=True)
@@ -279,21 +305,6 @@ def summarize(
         "macs": macs,
         "bit_flops_total": FULL_PRECISION_BITS**2 * macs,
     }
-
-
-def random_state() -> dict[str, torch.Tensor]:
-    """The states that noise is drawn from: PyTorch's, on the CPU and on the current GPU."""
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def set_random_state(state: dict[str, torch.Tensor]) -> None:
-    """Puts back what :func:`random_state` returned."""
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
 
 
 def check_trainer(config: TrainConfig) -> None:

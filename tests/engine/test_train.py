@@ -9,6 +9,7 @@ from tiny import same, without_time
 
 from dqnet import static_bit_flops
 from dqnet.data import ImageArray
+from dqnet.engine import checkpoint
 from dqnet.engine import train as loop
 from dqnet.errors import UserError
 
@@ -100,10 +101,9 @@ def interrupt_after_training(monkeypatch):
     train_epoch = loop.train_epoch
 
     def interrupted(*args):
-        loss = train_epoch(*args)
-        if args[-2] == 1:
+        train_epoch(*args)
+        if args[2] == 1:
             raise KeyboardInterrupt
-        return loss
 
     monkeypatch.setattr(loop, "train_epoch", interrupted)
 
@@ -112,25 +112,28 @@ def interrupt_between_checkpoints(monkeypatch):
     """The second epoch's metrics and best.pt written, its last.pt not."""
     save = loop.save_checkpoint
 
-    def interrupted(path, content):
+    def interrupted(path, content, *args):
         if path.name == "last.pt" and content["epoch"] == 2:
             raise KeyboardInterrupt
-        save(path, content)
+        save(path, content, *args)
 
     monkeypatch.setattr(loop, "save_checkpoint", interrupted)
 
 
 def interrupt_while_saving(monkeypatch):
     """The third epoch's last.pt written in part."""
-    save = torch.save
+    save = checkpoint.write_atomically
 
-    def interrupted(content, path):
-        save(content, path)
-        if content["epoch"] == 3 and "last" in path.name:
-            path.write_bytes(path.read_bytes()[:1000])
+    def interrupted(path, write, previous):
+        def write_in_part(temporary):
+            write(temporary)
+            temporary.write_bytes(temporary.read_bytes()[:1000])
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "save", interrupted)
+        third = "last" in path.name and len((path.parent / "metrics.jsonl").open().readlines()) == 3
+        save(path, write_in_part if third else write, previous)
+
+    monkeypatch.setattr(checkpoint, "write_atomically", interrupted)
 
 
 def interrupt_before_summary(monkeypatch):
@@ -177,7 +180,7 @@ def test_line_cut_off_in_metrics_is_written_anew(run, uninterrupted, tmp_path):
 
 
 def test_complete_run_returns_its_summary_and_computes_nothing(uninterrupted, run, monkeypatch):
-    monkeypatch.delattr(loop, "build_model")
+    monkeypatch.delattr(loop, "Learner")
     done = uninterrupted("dorefa")
     before = {path: path.stat().st_mtime_ns for path in done.folder.iterdir()}
     again = run(*RICH["dorefa"], folder=done.folder)
@@ -222,7 +225,13 @@ def scripted(run, monkeypatch):
             return replace(real, **changes)
 
         monkeypatch.setattr(loop, "evaluate", scripted_evaluation)
-        monkeypatch.setattr(loop, "train_epoch", lambda *args: {"loss": 1.0})
+        monkeypatch.setattr(
+            loop,
+            "train_epoch",
+            lambda learner, batches, epoch, history, *args: history.append(
+                {"loss": torch.ones(())}
+            ),
+        )
         epochs = f"trainer.epochs={len(epochs)}"
         return run("quant.widths=[2,3,4]", "loss.target_bits=3", epochs, *overrides)
 
@@ -406,7 +415,7 @@ def test_gradients_are_clipped_to_the_norm(run, monkeypatch):
 
 
 def test_loss_that_is_not_finite_ends_the_run_and_saves_nothing(run, tmp_path):
-    with pytest.raises(UserError, match=r"the loss became .* in epoch 1: lower optim\.lr"):
+    with pytest.raises(UserError, match=r"the loss is not finite: .*; lower optim\.lr"):
         run("quant=none", "optim.lr=1e30", folder=tmp_path)
     assert not list(tmp_path.glob("*.pt"))
 

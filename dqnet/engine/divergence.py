@@ -1,0 +1,127 @@
+"""Where a training that is no longer finite went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dqnet.config import TrainConfig
+from dqnet.data.loader import Loader
+from dqnet.data.splits import Splits
+from dqnet.engine.devices import Device
+from dqnet.engine.history import LossHistory
+from dqnet.engine.learner import Learner
+from dqnet.network import BACKBONE_PREFIX
+
+#: steps between two looks at the loss, each of which waits for the device
+CHECK_EVERY = 50
+
+Step = Callable[[Learner, int, Tensor, Tensor], dict[str, Tensor]]
+
+
+class NotFiniteError(ArithmeticError):
+    """A value that is infinite or not a number; the text says which."""
+
+
+def check_finite(learner: Learner, history: LossHistory) -> None:
+    """Raises :class:`NotFiniteError` if the loss was not finite, or the next one will not be."""
+    if not (history.is_finite() and learner.is_finite()):
+        raise NotFiniteError("the loss or a weight")
+
+
+def explain(
+    config: TrainConfig,
+    device: Device,
+    splits: Splits,
+    batches: Loader,
+    checkpoint: tuple[Path, dict[str, Any]] | None,
+    step: Step,
+) -> str:
+    """Repeats the training from its last good checkpoint until it fails; says in one line where.
+
+    Looking at every value of every step would make each of them wait for the device. The run does
+    not look; so this goes the way again, from a state that is known to be good.
+
+    Args:
+        config: the run's.
+        device: the run's.
+        splits: the run's.
+        batches: its training data.
+        checkpoint: where it is repeated from, and the content; ``None``: from the beginning.
+        step: makes one training step and returns the terms of its loss.
+    """
+    learner = Learner(config, device, splits, len(batches))
+    start, skip, kept = 0, 0, "there was no checkpoint yet"
+    if checkpoint is not None:
+        path, state = checkpoint
+        learner.load_state_dict(state)
+        start, skip = state["epoch"], state.get("step", 0)
+        done = start * len(batches) + skip
+        kept = f"{path}, after step {done}, is the last good checkpoint"
+    learner.model.train()
+    for epoch in range(start, config.trainer.epochs):
+        batches.set_epoch(epoch, skip)
+        for i, (images, labels) in enumerate(batches, skip):
+            try:
+                # Compiled layers do not run hooks.
+                with torch.compiler.set_stance("force_eager"), _every_value_checked(learner.model):
+                    terms = step(learner, epoch * len(batches) + i, images, labels)
+                bad = [name for name, term in terms.items() if not term.isfinite()]
+                if bad:
+                    raise NotFiniteError(
+                        f"the loss's term {bad[0]}, each layer's output being finite"
+                    )
+            except NotFiniteError as error:
+                return (
+                    f"the loss is not finite: at step {epoch * len(batches) + i + 1} "
+                    f"(step {i + 1} of epoch {epoch + 1}), learning rate {learner.lr:g}, the first "
+                    f"infinite or undefined value is {error}; lower optim.lr or set "
+                    f"optim.clip_grad; {kept}"
+                )
+        skip = 0
+    return (
+        "the loss was not finite, but repeating its steps this did not happen again: "
+        f"the same command goes on; {kept}"
+    )
+
+
+@contextmanager
+def _every_value_checked(model: nn.Module) -> Iterator[None]:
+    """The first layer's output, or gradient, that is not finite raises :class:`NotFiniteError`."""
+
+    def checked(what: str) -> Callable[[Tensor], None]:
+        def check(value: Tensor) -> None:
+            if not value.isfinite().all():
+                raise NotFiniteError(what)
+
+        return check
+
+    def watch_output(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            for value in output if isinstance(output, tuple) else (output,):
+                if not isinstance(value, Tensor) or not value.is_floating_point():
+                    continue
+                checked(f"in the output of {name}")(value)
+                if value.requires_grad:
+                    value.register_hook(checked(f"in the gradient of {name}'s output"))
+
+        return hook
+
+    handles = []
+    for name, module in model.named_modules():
+        name = name.removeprefix(BACKBONE_PREFIX) or "the network"
+        handles.append(module.register_forward_hook(watch_output(name)))
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            name = name.removeprefix(BACKBONE_PREFIX)
+            handles.append(parameter.register_hook(checked(f"in the gradient of {name}")))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

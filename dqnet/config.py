@@ -28,6 +28,8 @@ class DataConfig:
     batch_size: int = MISSING
     val_fraction: float = MISSING  # of the training part, in [0, 1)
     workers: int = MISSING  # decoding processes, used when cache is false
+    # What a damaged image does: "stop" the run, or "skip" it. Older checkpoints lack it.
+    damaged: str = "stop"
 
 
 @dataclass
@@ -161,6 +163,8 @@ class EvalDataConfig:
     root: str | None = None
     batch_size: int | None = None
     workers: int | None = None
+    damaged: str | None = None
+    download: bool = False  # whatever the checkpoint says, which may be a stranger's
 
 
 @dataclass

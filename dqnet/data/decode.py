@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.datasets.folder import default_loader
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 
@@ -17,17 +17,46 @@ from dqnet.errors import UserError
 CHUNK = 256  # files per task: one task per file would cost as much as decoding a small image
 
 
+class DamagedImageError(UserError):
+    """A file whose content is no image, or not the whole of one."""
+
+
 def read_image(path: str) -> Image.Image:
-    """Decode one file as RGB.
+    """Decode one file as RGB with 8 bits per channel, whatever it has.
+
+    Transparency is dropped, as PIL and torchvision do; of 16 bits the upper 8 are kept.
 
     Raises:
-        UserError: the file is damaged, not an image or not readable.
+        DamagedImageError: the file is damaged, not an image, or has pixels that are floats or
+            integers of 32 bits, of which nobody knows what is white.
+        UserError: the file cannot be read.
     """
     try:
-        return default_loader(path)
+        with Path(path).open("rb") as file:
+            return _rgb(Image.open(file))
+    except MemoryError:
+        raise
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error and more
+        if isinstance(error, OSError) and error.errno is not None:  # not the content's fault
+            raise UserError(f"cannot read the image {path}: {error.strerror}") from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"cannot read the image {path}: {reason}") from error
+        raise DamagedImageError(
+            f"cannot read the image {path}: {reason} (data.damaged=skip leaves such files out)"
+        ) from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    integers = image.mode == "I" and image.format in ("PNG", "PPM")  # of 16 bits at most
+    if image.mode.startswith("I;16") or integers:
+        # PIL's own conversion makes everything above 255 white.
+        upper = np.right_shift(np.asarray(image), 8).astype(np.uint8)
+        return Image.fromarray(upper).convert("RGB")
+    if image.mode in ("I", "F"):
+        kind = "32-bit integers" if image.mode == "I" else "floats"
+        raise ValueError(f"its pixels are {kind}; save it with 8 or 16 bits per channel")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # PIL warns about the direct way
+    return image.convert("RGB")
 
 
 def read_images(paths: Sequence[str], size: int) -> torch.Tensor:
@@ -41,17 +70,44 @@ def read_images(paths: Sequence[str], size: int) -> torch.Tensor:
     """
     pixels = np.empty((len(paths), 3, size, size), dtype=np.uint8)
 
-    def read_chunk(start: int) -> None:
-        for index in range(start, min(start + CHUNK, len(paths))):
-            image = read_image(paths[index])
-            if image.size != (size, size):
-                image = center_crop(resize(image, size, InterpolationMode.BICUBIC), [size, size])
-            pixels[index] = np.asarray(image).transpose(2, 0, 1)
+    def read(index: int) -> None:
+        image = read_image(paths[index])
+        if image.size != (size, size):
+            image = center_crop(resize(image, size, InterpolationMode.BICUBIC), [size, size])
+        pixels[index] = np.asarray(image).transpose(2, 0, 1)
+
+    _in_threads(read, len(paths))
+    return torch.from_numpy(pixels)
+
+
+def find_damaged(paths: Sequence[str]) -> list[int]:
+    """Decode all files, in threads: the ascending indices of those that are damaged.
+
+    Raises:
+        UserError: a file cannot be read for another reason.
+    """
+    damaged: list[int] = []
+
+    def read(index: int) -> None:
+        try:
+            read_image(paths[index])
+        except DamagedImageError:
+            damaged.append(index)
+
+    _in_threads(read, len(paths))
+    return sorted(damaged)
+
+
+def _in_threads(task: Callable[[int], None], count: int) -> None:
+    """Calls ``task(0)`` … ``task(count - 1)``; the first error ends it."""
+
+    def chunk(start: int) -> None:
+        for index in range(start, min(start + CHUNK, count)):
+            task(index)
 
     executor = ThreadPoolExecutor()
     try:
-        list(executor.map(read_chunk, range(0, len(paths), CHUNK)))
+        list(executor.map(chunk, range(0, count, CHUNK)))
     finally:
         # After an error, files that no task has begun with are of no interest.
         executor.shutdown(cancel_futures=True)
-    return torch.from_numpy(pixels)

@@ -13,13 +13,21 @@ from sklearn.datasets import load_digits
 from dqnet.config import DataConfig
 from dqnet.data.splits import ImageArray, Splits
 from dqnet.data.stratify import stratified_split
+from dqnet.errors import UserError
+
+MAX_SIZE = 256
 
 
 def load(config: DataConfig) -> Splits:
     """The digits as one-channel images of ``config.size`` pixels (bilinear, from 8 x 8).
 
     A fixed fifth of every class, 360 images, is the test part.
+
+    Raises:
+        UserError: ``size`` is more than 256.
     """
+    if config.size > MAX_SIZE:
+        raise UserError(f"data.size {config.size}: digits are enlarged to at most {MAX_SIZE}")
     digits = load_digits()
     grey = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)  # published as 0 ... 16
     size = (config.size, config.size)

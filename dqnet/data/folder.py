@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from torchvision.datasets import ImageFolder
 
 from dqnet.config import DataConfig
-from dqnet.data.decode import read_images
+from dqnet.data.decode import find_damaged, read_images
 from dqnet.data.splits import ImageArray, ImageFiles, Part, Splits
 from dqnet.errors import UserError
 
@@ -21,25 +22,22 @@ def load(config: DataConfig) -> Splits:
 
     The test part is ``test/`` or else ``val/`` (ImageNet's name for it). Classes are numbered in
     alphabetical order. ``config.cache`` decodes every file once and keeps the pixels.
+    ``config.damaged="skip"`` reads every file beforehand and leaves the damaged ones out.
 
     Raises:
-        UserError: a folder is null, missing, without classes or without images, the classes of
-            the parts differ, a file is damaged, or the pixels to cache are more than 8 GiB.
+        UserError: a folder is null, missing, unreadable, without classes or without images, the
+            classes of the parts differ, a file is damaged, or the pixels to cache are more than
+            8 GiB.
     """
     if config.root is None:
         raise UserError("give the folder of the images with data.root=PATH")
-    root = Path(config.root).expanduser()
-    if not root.is_dir():
-        raise UserError(f"data.root {root} is not a folder")
-    train_folder = root / "train"
-    if not train_folder.is_dir():
-        raise UserError(f"{root} has no folder train/ (expected: train/CLASS/* and test/CLASS/*)")
-    test_folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    if test_folder is None:
-        raise UserError(f"{root} has neither a folder test/ nor val/")
-
-    class_names, train = _scan(train_folder)
-    test_class_names, test = _scan(test_folder)
+    try:
+        train_folder, test_folder = _part_folders(Path(config.root).expanduser())
+    except PermissionError as error:
+        raise _unreadable(error) from error
+    skip = config.damaged == "skip"
+    class_names, train, damaged_train = _scan(train_folder, skip)
+    test_class_names, test, damaged_test = _scan(test_folder, skip)
     if class_names != test_class_names:
         raise UserError(
             f"the classes of {train_folder} and {test_folder} differ; only in one of them: "
@@ -58,23 +56,57 @@ def load(config: DataConfig) -> Splits:
         num_classes=len(class_names),
         class_names=class_names,
         image_shape=(3, size, size),
+        damaged=damaged_train + damaged_test,
     )
 
 
-def _scan(folder: Path) -> tuple[tuple[str, ...], ImageFiles]:
-    """The class names of a part and its files."""
+def _part_folders(root: Path) -> tuple[Path, Path]:
+    if not root.is_dir():
+        raise UserError(f"data.root {root} is not a folder")
+    train_folder = root / "train"
+    if not train_folder.is_dir():
+        raise UserError(f"{root} has no folder train/ (expected: train/CLASS/* and test/CLASS/*)")
+    test_folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+    if test_folder is None:
+        raise UserError(f"{root} has neither a folder test/ nor val/")
+    return train_folder, test_folder
+
+
+def _scan(folder: Path, skip: bool) -> tuple[tuple[str, ...], ImageFiles, tuple[str, ...]]:
+    """The class names of a part, its files, and those that were left out if ``skip``."""
+    _check_readable(folder)
     try:
         found = ImageFolder(str(folder), allow_empty=True)
     except FileNotFoundError as error:
         raise UserError(f"{folder} has no class folders") from error
     if not found.samples:
         raise UserError(f"{folder} has no images (looked for {', '.join(found.extensions)})")
-    labels = torch.tensor(found.targets)
+    paths, labels = [path for path, _ in found.samples], torch.tensor(found.targets)
+    damaged = find_damaged(paths) if skip else []
+    left_out = tuple(paths[i] for i in damaged)
+    if damaged:
+        kept = sorted(set(range(len(paths))) - set(damaged))
+        paths, labels = [paths[i] for i in kept], labels[kept]
     counts = labels.bincount(minlength=len(found.classes)).tolist()
     empty = [name for name, count in zip(found.classes, counts, strict=True) if count == 0]
     if empty:
-        raise UserError(f"{folder} has class folders without images: {_few(empty)}")
-    return tuple(found.classes), ImageFiles(tuple(path for path, _ in found.samples), labels)
+        but = f" (left out: {len(damaged)} damaged ones)" if damaged else ""
+        raise UserError(f"{folder} has class folders without images: {_few(empty)}{but}")
+    return tuple(found.classes), ImageFiles(tuple(paths), labels), left_out
+
+
+def _check_readable(folder: Path) -> None:
+    """Raises UserError for a folder that cannot be listed, which ImageFolder takes for empty."""
+
+    def refuse(error: OSError) -> None:
+        raise _unreadable(error) from error
+
+    for _ in os.walk(folder, onerror=refuse, followlinks=True):
+        pass
+
+
+def _unreadable(error: OSError) -> UserError:
+    return UserError(f"the folder {error.filename} cannot be read: {error.strerror}")
 
 
 def _cached(files: ImageFiles, size: int) -> Part:

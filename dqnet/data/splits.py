@@ -53,6 +53,7 @@ class Splits:
         num_classes: labels are in ``[0, num_classes)``.
         class_names: the name of each label.
         image_shape: ``(C, H, W)`` of the images the network receives.
+        damaged: files that were left out of both parts.
     """
 
     train: Part
@@ -60,3 +61,4 @@ class Splits:
     num_classes: int
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
+    damaged: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -43,6 +44,14 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
     console.print(table)
     if summary["width_counts"]:
         console.print(_width_table(summary["width_counts"]))
+
+
+def print_damaged(console: Console, paths: Sequence[str]) -> None:
+    """How many image files were left out, and the first of them."""
+    if paths:
+        some = ", ".join(paths[:3]) + (" ..." if len(paths) > 3 else "")
+        line = f"{len(paths)} damaged images are left out: {some}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _width_table(counts: dict[str, dict[str, int]]) -> Table:

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from dqnet.config import ControllerConfig, TrainConfig
 from dqnet.cost import FULL_PRECISION_BITS, controller_cost
 from dqnet.data import load_data, loaders
-from dqnet.engine.checkpoint import check_same_run, load_checkpoint, load_last, save_checkpoint
+from dqnet.engine.checkpoint import (
+    check_same_run,
+    config_of,
+    load_checkpoint,
+    load_last,
+    save_checkpoint,
+)
 from dqnet.engine.devices import Device
 from dqnet.engine.divergence import CHECK_EVERY, NotFiniteError, check_finite, explain
 from dqnet.engine.evaluate import Evaluation, evaluate
@@ -27,7 +33,7 @@ from dqnet.engine.interval import CheckpointInterval
 from dqnet.engine.learner import Learner
 from dqnet.engine.logging import MetricsFile, WandbLogger, check_logger
 from dqnet.engine.stop import Stopped, stop_request
-from dqnet.engine.tables import print_summary
+from dqnet.engine.tables import print_damaged, print_summary
 from dqnet.errors import UserError
 from dqnet.network import QuantizedModel, ScoredOutput
 from dqnet.trace import trace_model
@@ -64,6 +70,7 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
     interval = CheckpointInterval(config.trainer)
     device = Device(config.trainer)
     splits = load_data(config.data)
+    print_damaged(console, splits.damaged)
     data = loaders(splits, config.data, config.seed, device=device.torch_device)
     learner = Learner(config, device, splits, len(data.train))
     model, target, epochs = learner.model, learner.objective.target, config.trainer.epochs
@@ -179,6 +186,7 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
         "best_epoch": best["epoch"],
         "seconds": time.perf_counter() - began,
         "seed": config.seed,
+        "damaged_images": len(splits.damaged),
     }
     write_json(summary_path, summary)
     previous_path.unlink(missing_ok=True)
@@ -205,7 +213,7 @@ def read_state(
     found = load_last(folder / "last.pt", folder / "previous.pt", warn)
     if found is not None:
         path, state = found
-        check_same_run(path, state["config"], config)
+        check_same_run(path, asdict(config_of(state, path)), config)
     return found
 
 

@@ -63,6 +63,33 @@ def test_damaged_image_is_named(image_folder, config, cache):
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("cache", [True, False])
+def test_damaged_images_are_left_out_by_choice(image_folder, config, cache):
+    def load():
+        chosen = config(root=str(image_folder), cache=cache, damaged="skip", size=8)
+        return load_data(chosen), loaders(load_data(chosen), chosen, seed=0)
+
+    whole, _ = load()
+    assert whole.damaged == ()
+    damaged = [image_folder / name for name in ("test/cat/1.png", "train/dog/3.png")]
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:100])
+    splits, made = load()
+    assert sorted(splits.damaged) == [str(path) for path in damaged]
+    assert splits.train.labels.tolist() == [0] * 6 + [1] * 5
+    assert splits.test.labels.tolist() == [0, 1, 1]
+    assert sum(len(labels) for _, labels in made.test) == 3
+    if cache:
+        assert torch.equal(splits.test.images, whole.test.images[[0, 2, 3]])
+
+
+def test_a_class_whose_images_are_all_damaged(image_folder, config):
+    for path in (image_folder / "test/dog").iterdir():
+        path.write_text("")
+    with pytest.raises(UserError, match=r"without images: dog \(left out: 2 damaged ones\)"):
+        load_data(config(root=str(image_folder), damaged="skip"))
+
+
 def remove(*names):
     return lambda root: [shutil.rmtree(root / name) for name in names]
 

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from dqnet.config import DataConfig
-from dqnet.data import load_data, loaders
+from dqnet.data import digits, load_data, loaders
 from dqnet.data.load import _resolve
 from dqnet.errors import UserError
 
@@ -30,9 +30,20 @@ CONF = Path(__file__).parents[2] / "conf" / "data"
         "dqnet.data.load.importlib",
         "dqnet.data.load.importlib.import_module",
         "dqnet.data.folder.MAX_CACHE_BYTES",
+        "dqnet.data.folder.os.system",
+        "dqnet.data.load.load_data",  # a function of a configuration, but no data set
+        "dqnet.data.decode.read_image",
+        "dqnet.data.splits.Splits",
+        "dqnet.engine.checkpoint.load_checkpoint",
+        "dqnet.cli.start",
+        "torch.hub.load",
+        "torch.utils.cpp_extension.load_inline",
+        "timm.data.os.system",
+        "timm.models.load_checkpoint",
+        "torchvision.datasets.ImageFolder",
     ],
 )
-def test_only_functions_of_this_package_are_called(config, target):
+def test_only_data_sets_of_this_package_are_called(config, target):
     with pytest.raises(UserError) as caught:
         load_data(config(_target_=target))
     assert repr(target) in str(caught.value)
@@ -45,6 +56,8 @@ def test_only_functions_of_this_package_are_called(config, target):
         ({"size": 0}, "data.size must be at least 1"),
         ({"crop_padding": -1}, "data.crop_padding must be at least 0"),
         ({"workers": -1}, "data.workers must be at least 0"),
+        ({"damaged": "skipp"}, "unknown data.damaged 'skipp'; did you mean 'skip'"),
+        ({"size": 257}, "data.size 257: digits are enlarged to at most 256"),
         ({"val_fraction": 1.0}, r"data.val_fraction must be in \[0, 1\), not 1.0"),
         ({"val_fraction": -0.1}, "data.val_fraction"),
         ({"val_fraction": float("nan")}, "data.val_fraction"),
@@ -57,6 +70,19 @@ def test_values_out_of_range(config, changes, message):
     with pytest.raises(UserError, match=message) as caught:
         load_data(config(_target_="dqnet.data.digits.load", **changes))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part, label", [("training", 10), ("test", -1)])
+def test_labels_out_of_range(config, monkeypatch, part, label):
+    def spoiled(config):
+        splits = load(config)
+        (splits.train if part == "training" else splits.test).labels[3] = label
+        return splits
+
+    load = digits.load
+    monkeypatch.setattr("dqnet.data.load._resolve", lambda target: spoiled)
+    with pytest.raises(UserError, match=f"the {part} part has the label {label}; .* from 0 to 9"):
+        load_data(config(_target_="dqnet.data.digits.load"))
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -65,11 +66,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} has format {content.get('format')}; this version reads format {FORMAT}"
         )
+    _check_sums(path)
     return content
 
 
 def load_last(
-    last: Path, previous: Path, warn: Callable[[str], Any] = lambda message: None
+    last: Path, previous: Path, warn: Callable[[str], None] = lambda message: None
 ) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint of a run that can be read, and its path; ``None`` without any.
 
@@ -122,6 +124,17 @@ def check_same_run(path: Path, stored: dict[str, Any], config: TrainConfig) -> N
             f"{path.parent} holds a run with {key}={before.get(key)}, not {now.get(key)}{more}: "
             "choose another (hydra.run.dir, hydra.sweep.dir), or remove that folder"
         )
+
+
+def _check_sums(path: Path) -> None:
+    """Raises UserError for a changed byte, of which PyTorch's reader takes no notice."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except zipfile.BadZipFile as error:
+        damaged = str(error)
+    if damaged is not None:
+        raise UserError(f"{path} is damaged ({damaged})")
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

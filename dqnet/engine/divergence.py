@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,10 @@ def explain(
                 # Compiled layers do not run hooks.
                 with torch.compiler.set_stance("force_eager"), _every_value_checked(learner.model):
                     terms = step(learner, epoch * len(batches) + i, images, labels)
-                bad = [name for name, term in terms.items() if not term.isfinite()]
-                if bad:
-                    raise NotFiniteError(
-                        f"the loss's term {bad[0]}, each layer's output being finite"
-                    )
+                for name, term in terms.items():
+                    _check(term, f"the loss's term {name}, each layer's output being finite")
+                for name, value in learner.model.state_dict().items():
+                    _check(value, f"{name.removeprefix(BACKBONE_PREFIX)} after the update")
             except NotFiniteError as error:
                 return (
                     f"the loss is not finite: at step {epoch * len(batches) + i + 1} "
@@ -94,21 +94,15 @@ def explain(
 def _every_value_checked(model: nn.Module) -> Iterator[None]:
     """The first layer's output, or gradient, that is not finite raises :class:`NotFiniteError`."""
 
-    def checked(what: str) -> Callable[[Tensor], None]:
-        def check(value: Tensor) -> None:
-            if not value.isfinite().all():
-                raise NotFiniteError(what)
-
-        return check
-
     def watch_output(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             for value in output if isinstance(output, tuple) else (output,):
-                if not isinstance(value, Tensor) or not value.is_floating_point():
-                    continue
-                checked(f"in the output of {name}")(value)
-                if value.requires_grad:
-                    value.register_hook(checked(f"in the gradient of {name}'s output"))
+                if isinstance(value, Tensor):
+                    _check(value, f"in the output of {name}")
+                    if value.requires_grad:
+                        value.register_hook(
+                            partial(_check, what=f"in the gradient of {name}'s output")
+                        )
 
         return hook
 
@@ -119,9 +113,15 @@ def _every_value_checked(model: nn.Module) -> Iterator[None]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             name = name.removeprefix(BACKBONE_PREFIX)
-            handles.append(parameter.register_hook(checked(f"in the gradient of {name}")))
+            check = partial(_check, what=f"in the gradient of {name}")
+            handles.append(parameter.register_hook(check))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _check(value: Tensor, what: str) -> None:
+    if not value.isfinite().all():
+        raise NotFiniteError(what)

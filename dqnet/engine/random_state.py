@@ -6,12 +6,12 @@ import torch
 
 
 def random_state() -> dict[str, torch.Tensor]:
-    """PyTorch's, on the CPU and on the current GPU.
+    """PyTorch's, on the CPU and on the current GPU if one is in use.
 
     The data needs none: its order and augmentation follow from seed, epoch and image.
     """
     state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
@@ -19,5 +19,5 @@ def random_state() -> dict[str, torch.Tensor]:
 def set_random_state(state: dict[str, torch.Tensor]) -> None:
     """Puts back what :func:`random_state` returned."""
     torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
+    if "cuda" in state and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(state["cuda"])

@@ -87,7 +87,8 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
         seconds, best, run_id = state["seconds"], state["best"], state["wandb_id"]
         console.print(
             f"continuing {path} after epoch {done} of {epochs}"
-            + (f" and {len(history)} of {len(data.train)} steps" if len(history) else "")
+            + (f" and {len(history)} of {len(data.train)} steps" if len(history) else ""),
+            soft_wrap=True,
         )
     metrics_file.keep_until(done)
     logger = None
@@ -209,7 +210,11 @@ def read_state(
     Raises:
         UserError: if the folder's run has other settings, or no checkpoint can be read.
     """
-    warn = (lambda message: None) if console is None else console.print
+
+    def warn(message: str) -> None:
+        if console is not None:
+            console.print(f"warning: {message}", soft_wrap=True)
+
     found = load_last(folder / "last.pt", folder / "previous.pt", warn)
     if found is not None:
         path, state = found

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import same, without_time
+from tiny import RICH, assert_same_run, same, without_time
 
 from dqnet import static_bit_flops
 from dqnet.data import ImageArray
@@ -35,28 +35,6 @@ SUMMARY_KEYS = {
     "seconds",
     "seed",
 }
-#: everything that has a state of its own: noise, dropout, annealing, averages, learned steps
-RICH = {
-    "dorefa": (
-        "trainer.epochs=3",
-        "data.val_fraction=0.25",
-        "trainer.ema=0.9",
-        "quant.controller.dropout=0.2",
-        "quant.controller.tau_end=0.5",
-        "optim.warmup_epochs=0.5",
-    ),
-    "lsq": ("trainer.epochs=3", "quant=lsq", "optim=adamw"),
-}
-
-
-def assert_same_run(a, b, but_for=()):
-    """Checkpoints, metrics and summary are equal in everything but time and some settings."""
-    assert [without_time(m) for m in a.metrics] == [without_time(m) for m in b.metrics]
-    assert without_time(a.summary) == without_time(b.summary)
-    for name in ("last.pt", "best.pt"):
-        ours, theirs = (without_time(r.checkpoint(name)) for r in (a, b))
-        for key in ours.keys() | theirs.keys():
-            assert key in but_for or same(ours[key], theirs[key]), (name, key)
 
 
 @pytest.fixture(scope="module")

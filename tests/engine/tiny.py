@@ -9,6 +9,19 @@ from dqnet.models.resnet_cifar import ResNetCifar
 ROUTED = ("layer2.0.conv1", "layer2.0.conv2", "layer3.0.conv1", "layer3.0.conv2")
 STATIC = ("layer1.0.conv1", "layer1.0.conv2")
 
+#: everything that has a state of its own: noise, dropout, annealing, averages, learned steps
+RICH = {
+    "dorefa": (
+        "trainer.epochs=3",
+        "data.val_fraction=0.25",
+        "trainer.ema=0.9",
+        "quant.controller.dropout=0.2",
+        "quant.controller.tau_end=0.5",
+        "optim.warmup_epochs=0.5",
+    ),
+    "lsq": ("trainer.epochs=3", "quant=lsq", "optim=adamw"),
+}
+
 
 @register_model
 def resnet8_cifar(pretrained=False, **kwargs):
@@ -28,3 +41,13 @@ def same(a, b):
 
 def without_time(figures):
     return {key: value for key, value in figures.items() if key != "seconds"}
+
+
+def assert_same_run(a, b, but_for=()):
+    """Checkpoints, metrics and summary are equal in everything but time and some settings."""
+    assert [without_time(m) for m in a.metrics] == [without_time(m) for m in b.metrics]
+    assert without_time(a.summary) == without_time(b.summary)
+    for name in ("last.pt", "best.pt"):
+        ours, theirs = (without_time(r.checkpoint(name)) for r in (a, b))
+        for key in ours.keys() | theirs.keys():
+            assert key in but_for or same(ours[key], theirs[key]), (name, key)

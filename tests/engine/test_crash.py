@@ -1,0 +1,122 @@
+"""A run that is killed and started again ends, bit for bit, as one that was not."""
+
+import random
+import resource
+
+import pytest
+from crashing import AtCall, InSave, calls_of, run_and_crash
+from tiny import RICH, assert_same_run
+
+from dqnet.engine import train as loop
+from dqnet.errors import UserError
+
+KILLS = 2
+EVERY_STEP = "trainer.checkpoint_steps=1"
+
+
+@pytest.mark.parametrize("name", RICH)
+def test_killed_at_random_moments(run, config, tmp_path, name):
+    whole = run(*RICH[name])
+    settings = *RICH[name], "trainer.checkpoint_steps=2"
+    calls = calls_of(AtCall(0), config(*settings), tmp_path / "counted")
+    moments = random.Random(name)
+    for _ in range(KILLS):
+        crash = AtCall(moments.randrange(1, calls // KILLS))
+        assert run_and_crash(crash, config(*settings), tmp_path / "run")
+    assert_same_run(run(*settings, folder=tmp_path / "run"), whole, but_for=("config",))
+
+
+@pytest.mark.parametrize(
+    "stage, number",
+    [
+        *[(stage, number) for stage in ("half", "flushed", "last.pt renamed") for number in (1, 3)],
+        ("previous.pt renamed", 3),
+    ],
+)
+def test_killed_while_a_checkpoint_is_written(run, config, tmp_path, stage, number):
+    settings = "trainer.epochs=2", EVERY_STEP
+    folder = tmp_path / "run"
+    assert run_and_crash(InSave(stage, number), config(*settings), folder)
+    continued = run(*settings, folder=folder)
+    saved = number if stage == "last.pt renamed" else number - 1
+    assert (f"after epoch 0 of 2 and {saved} of 4 steps" in continued.text) == (saved > 0)
+    assert_same_run(continued, run(*settings))
+    assert not list(folder.glob(".*"))
+
+
+@pytest.fixture
+def half_done(run, tmp_path, monkeypatch):
+    """A run that was cut off at its sixth of eight steps, each of which was saved."""
+    with monkeypatch.context() as patch:
+        step = loop.train_step
+
+        def interrupted(learner, update, *args):
+            if update == 6:
+                raise KeyboardInterrupt
+            return step(learner, update, *args)
+
+        patch.setattr(loop, "train_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run("trainer.epochs=2", EVERY_STEP, folder=tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("kept", [0, 1000, 0.5, 0.99, None])
+def test_damaged_checkpoint_is_replaced_by_the_one_before(run, half_done, kept):
+    last, previous = half_done / "last.pt", half_done / "previous.pt"
+    content = last.read_bytes()
+    if kept is None:  # whole, but no longer what was written
+        middle = len(content) // 2
+        last.write_bytes(content[:middle] + b"?" * 200 + content[middle + 200 :])
+    else:
+        last.write_bytes(content[: int(kept * len(content)) if 0 < kept < 1 else kept])
+    continued = run("trainer.epochs=2", EVERY_STEP, folder=half_done)
+    (warning,) = [line for line in continued.text.splitlines() if line.startswith("warning: ")]
+    assert str(last) in warning and str(previous) in warning
+    assert "after epoch 1 of 2 and 1 of 4 steps" in continued.text
+    assert_same_run(continued, run("trainer.epochs=2", EVERY_STEP))
+    assert not previous.exists()
+
+
+def test_two_damaged_checkpoints_are_an_error_that_names_both(run, half_done):
+    for name in ("last.pt", "previous.pt"):
+        (half_done / name).write_bytes(b"")
+    with pytest.raises(UserError, match=r"last\.pt is not .*previous\.pt is not"):
+        run("trainer.epochs=2", EVERY_STEP, folder=half_done)
+
+
+def test_disk_that_refuses_more_leaves_the_checkpoints_as_they_are(run, half_done):
+    before = {name: (half_done / name).read_bytes() for name in ("last.pt", "previous.pt")}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"last\.pt could not be written: File too large"):
+            run("trainer.epochs=2", EVERY_STEP, folder=half_done)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {name: (half_done / name).read_bytes() for name in before} == before
+    assert not list(half_done.glob(".*"))
+    assert_same_run(
+        run("trainer.epochs=2", EVERY_STEP, folder=half_done),
+        run("trainer.epochs=2"),
+        but_for=("config",),
+    )
+
+
+def test_position_within_an_epoch_does_not_depend_on_the_checkpoints(run, half_done):
+    """The same command with other intervals continues the run."""
+    continued = run("trainer.epochs=2", "trainer.checkpoint_minutes=0.001", folder=half_done)
+    assert_same_run(continued, run("trainer.epochs=2"), but_for=("config",))
+
+
+def test_batches_that_are_done_are_not_loaded_again(run, half_done, monkeypatch):
+    seen = []
+    step = loop.train_step
+
+    def counted(learner, update, *args):
+        seen.append(update)
+        return step(learner, update, *args)
+
+    monkeypatch.setattr(loop, "train_step", counted)
+    run("trainer.epochs=2", EVERY_STEP, folder=half_done)
+    assert seen == [6, 7]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -39,12 +40,15 @@ def to_object(schema: type[T], config: DictConfig) -> T:
     """A composed configuration as an instance of ``schema``, its names and types checked.
 
     Raises:
-        UserError: for a missing value, a wrong type, or a key that the schema does not have.
+        UserError: for a missing value, a wrong type, a number that is not finite, or a key that
+            the schema does not have.
     """
     structured = OmegaConf.structured(schema)
     try:
         _check_tables(structured, config)
-        return OmegaConf.to_object(OmegaConf.merge(structured, config))
+        merged = OmegaConf.merge(structured, config)
+        _check_finite(OmegaConf.to_container(merged, resolve=True))
+        return OmegaConf.to_object(merged)
     except ConfigKeyError as error:
         raise unknown_name("setting", error.full_key, _keys(structured)) from error
     except OmegaConfBaseException as error:
@@ -219,6 +223,18 @@ def _check_tables(structured: DictConfig, config: DictConfig, prefix: str = "") 
                 f"{name.replace('.', '/')}=NAME"
             )
         _check_tables(structured[key], value, f"{name}.")
+
+
+def _check_finite(value: Any, key: str = "") -> None:
+    """Raises UserError for .nan or .inf, which no setting means and every comparison misses."""
+    if isinstance(value, dict):
+        for name, child in value.items():
+            _check_finite(child, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for child in value:
+            _check_finite(child, key)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{key} is {value}; a finite number is needed")
 
 
 def _omegaconf_line(error: OmegaConfBaseException) -> str:

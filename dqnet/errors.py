@@ -22,5 +22,5 @@ def unknown_name(kind: str, name: str, valid: Iterable[str], hint: str = "") -> 
     elif len(valid) <= 12:
         advice = f"valid: {', '.join(valid)}"
     else:
-        advice = f"there are {len(valid)} valid ones"
+        advice = f"there are {len(valid)} valid ones, such as {valid[0]!r}"
     return UserError(f"unknown {kind} {name!r}; {advice}{' ' + hint if hint else ''}")

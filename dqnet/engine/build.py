@@ -29,6 +29,10 @@ def build_model(
         load_weights: whether to read pretrained weights, which a model that is about to load its
             own checkpoint does not need.
     """
+    if model.pretrained and model.checkpoint_path is not None:
+        raise UserError(
+            "model.pretrained=true and model.checkpoint_path both choose weights: give one"
+        )
     float_model = create_float_model(model, num_classes, image_shape[0], load_weights)
     if load_weights and model.checkpoint_path is not None:
         load_float_weights(float_model, model.checkpoint_path)
@@ -57,9 +61,16 @@ def create_float_model(
     """A timm model by name.
 
     Raises:
-        UserError: for an unknown name, with the nearest valid ones, or an argument that the model
-            does not take.
+        UserError: for an unknown name, with the nearest valid ones, an argument that the model
+            does not take, or one that chooses weights: model.args may be a stranger's, out of a
+            checkpoint, and must not have timm download or read anything.
     """
+    for argument in config.args:
+        if argument.startswith("pretrained") or argument in ("checkpoint_path", "cache_dir"):
+            raise UserError(
+                f"model.args.{argument} is not allowed: weights are chosen by model.pretrained and "
+                "model.checkpoint_path"
+            )
     name = config.name.partition(".")[0]
     if not timm.is_model(name):
         raise unknown_name("model", config.name, timm.list_models(), "(any timm model works)")
@@ -72,24 +83,31 @@ def create_float_model(
             in_chans=in_chans,
             **config.args,
         )
-    except TypeError as error:
-        raise UserError(f"model.args does not fit {config.name}: {error}") from error
-    except (RuntimeError, OSError) as error:
-        if not pretrained:
-            raise
-        line = str(error).splitlines()[0]
-        raise UserError(f"no pretrained weights for {config.name}: {line}") from error
+    except Exception as error:  # whatever a wrong argument leads to
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if config.args:
+            raise UserError(f"model.args does not fit {config.name}: {line}") from error
+        if pretrained and isinstance(error, RuntimeError | OSError):
+            raise UserError(f"no pretrained weights for {config.name}: {line}") from error
+        if "." in config.name:
+            raise UserError(f"model.name={config.name}: {line}") from error
+        raise
 
 
 def check_images_fit(model: nn.Module, name: str, image_shape: tuple[int, int, int]) -> None:
-    """Raises UserError if a model cannot take images ``(C, H, W)``, being made for larger ones."""
+    """Raises UserError unless a model classifies images ``(C, H, W)``.
+
+    Some are made for larger ones, some return features.
+    """
     training = model.training
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(1, *image_shape))
+            scores = model.eval()(torch.zeros(1, *image_shape))
     except (AssertionError, RuntimeError, ValueError) as error:
         size = " x ".join(map(str, image_shape[1:]))
         line = str(error).splitlines()[0]
         raise UserError(f"{name} cannot take images of {size} (data.size): {line}") from error
     finally:
         model.train(training)
+    if not isinstance(scores, torch.Tensor) or scores.dim() != 2:
+        raise UserError(f"{name} does not return class scores [N, C]: see model.args")

@@ -19,6 +19,8 @@ from dqnet.engine.weights import read_checkpoint
 from dqnet.errors import UserError
 
 FORMAT = 1
+#: what is read of every checkpoint
+NEEDED = ("epoch", "ema", "num_classes", "image_shape", "wandb_id")
 #: settings that change where or how a run runs, not what it computes
 CIRCUMSTANCES = (
     "data.download",
@@ -66,6 +68,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} has format {content.get('format')}; this version reads format {FORMAT}"
         )
+    lacking = [key for key in NEEDED if key not in content]
+    if lacking:
+        raise UserError(f"{path} is not a whole checkpoint: it lacks {lacking[0]!r}")
+    if not isinstance(content["config"], dict):
+        kind = type(content["config"]).__name__
+        raise UserError(f"{path} holds a {kind} where its configuration should be")
+    for key, value in _flatten(content["config"]).items():
+        # train.py stores values. A stranger's interpolation could read the environment.
+        if isinstance(value, str) and "${" in value:
+            raise UserError(f"{path} holds {key}={value}: a checkpoint has values, no references")
     _check_sums(path)
     return content
 
@@ -104,7 +116,7 @@ def config_of(content: dict[str, Any], path: Path) -> TrainConfig:
         config = OmegaConf.merge(OmegaConf.structured(TrainConfig), content["config"])
         return OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
-        line = str(error).splitlines()[0]
+        line = f"{error.full_key}: {str(error).splitlines()[0]}"
         raise UserError(f"{path} holds a configuration of another version: {line}") from error
 
 

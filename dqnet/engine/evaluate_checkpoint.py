@@ -21,8 +21,9 @@ from dqnet.engine.files import write_json
 from dqnet.engine.logging import WandbLogger, check_logger
 from dqnet.engine.objective import Objective
 from dqnet.engine.samples import Thumbnails, write_samples
-from dqnet.engine.tables import print_summary
+from dqnet.engine.tables import print_damaged, print_summary
 from dqnet.engine.train import summarize
+from dqnet.engine.weights import load_own_weights
 from dqnet.errors import UserError, unknown_name
 from dqnet.report.runs import read_run
 
@@ -64,19 +65,25 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> d
 
     device = Device(run.trainer)
     splits = load_data(run.data)
+    print_damaged(console, splits.damaged)
     if splits.num_classes != content["num_classes"]:
+        where = "" if run.data.root is None else f" in {run.data.root}"
         raise UserError(
-            f"{path} classifies {content['num_classes']} classes, the data in {run.data.root} "
-            f"has {splits.num_classes}"
+            f"{path} classifies {content['num_classes']} classes, the data{where} has "
+            f"{splits.num_classes}"
+        )
+    shape = tuple(content["image_shape"])
+    if splits.image_shape != shape:
+        raise UserError(
+            f"{path} is for images of {list(shape)}, the data has {list(splits.image_shape)}"
         )
     data = loaders(splits, run.data, run.seed, device=device.torch_device)
     held_out = data.test if config.split == "test" else data.val
     if held_out is None:
         raise UserError("the run kept no validation part (data.val_fraction=0): use split=test")
 
-    shape = tuple(content["image_shape"])
     model = build_model(run.model, run.quant, splits.num_classes, shape, load_weights=False)
-    model.load_state_dict(content["ema"] or content["model"])
+    load_own_weights(model, content, path)
     model = device.place(model)
     check_request(model, config)
     objective = Objective(model, run.loss)
@@ -102,6 +109,7 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> d
         "epoch": content["epoch"],
         "split": config.split,
         "seed": run.seed,
+        "damaged_images": len(splits.damaged),
         **budget,
         "controls": None,
     }

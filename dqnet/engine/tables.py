@@ -50,7 +50,7 @@ def print_damaged(console: Console, paths: Sequence[str]) -> None:
     """How many image files were left out, and the first of them."""
     if paths:
         some = ", ".join(paths[:3]) + (" ..." if len(paths) > 3 else "")
-        line = f"{len(paths)} damaged images are left out: {some}"
+        line = f"damaged images, left out: {len(paths)} ({some})"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

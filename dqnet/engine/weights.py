@@ -68,9 +68,29 @@ def load_float_weights(model: nn.Module, path: str | Path) -> None:
     """Loads a checkpoint's float weights into a float model, every one of them.
 
     Raises:
-        UserError: if the file is missing or damaged, or holds another model's weights.
+        UserError: if the file is missing or damaged, or holds another model's weights, or some
+            that are not finite.
     """
     state = float_state_dict(read_checkpoint(path))
+    _check_fits(model, state, path)
+    model.load_state_dict(state, strict=False)
+
+
+def load_own_weights(model: nn.Module, content: dict[str, Any], path: str | Path) -> None:
+    """Loads what a checkpoint of this very model holds: the moving average, where it has one.
+
+    Raises:
+        UserError: if these are another model's weights, or not finite.
+    """
+    state = content["ema"] or content["model"]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"{path} has no weights where they should be ('model')")
+    _check_fits(model, state, path)
+    model.load_state_dict(state, strict=False)
+
+
+def _check_fits(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
+    """Raises UserError unless ``state`` has the model's names and shapes, and finite values."""
     own = model.state_dict()
     # Old checkpoints lack this counter, which nothing here reads.
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
@@ -94,7 +114,9 @@ def load_float_weights(model: nn.Module, path: str | Path) -> None:
         raise UserError(
             f"{path} is a checkpoint of another model: {name!r} is {theirs}, it must be {ours}"
         )
-    model.load_state_dict(state, strict=False)
+    for name, value in state.items():
+        if not value.isfinite().all():
+            raise UserError(f"{path} has values in {name!r} that are not finite: training diverged")
 
 
 def _classifier_name(model: nn.Module) -> str:

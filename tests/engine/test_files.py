@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dqnet.engine.checkpoint import load_checkpoint, save_checkpoint
+from dqnet.engine.checkpoint import save_checkpoint
 from dqnet.engine.files import read_json, write_atomically, write_json
 from dqnet.engine.logging import MetricsFile
+from dqnet.engine.weights import read_checkpoint
 from dqnet.errors import UserError
 
 
@@ -72,7 +73,7 @@ def test_checkpoint_survives_a_crash_while_the_next_is_saved(tmp_path, monkeypat
         patch.setattr(Path, "write_bytes", crash)
         with pytest.raises(KeyboardInterrupt):
             save_checkpoint(path, {"config": {}, "model": {}, "epoch": 2})
-    assert load_checkpoint(path)["epoch"] == 1
+    assert read_checkpoint(path)["epoch"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
 
 

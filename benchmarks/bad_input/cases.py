@@ -1,0 +1,300 @@
+"""The table: what is typed, and what the one line that answers has to name.
+
+Files and folders that the arguments name are made by :mod:`benchmarks.bad_input.files`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: what every command is given first, which the arguments of a case may override
+COMMON = {
+    "train.py": (
+        "hydra.run.dir=run",
+        "data.size=8",
+        "trainer.device=cpu",
+        "trainer.progress=false",
+        "trainer.epochs=1",
+    ),
+    "eval.py": ("output=out", "trainer.device=cpu"),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One wrong use.
+
+    Attributes:
+        arguments: as typed, without :data:`COMMON`.
+        named: texts that the line has to contain: the offending thing, and what would be right.
+        script: train.py or eval.py.
+        without_gpu: it is wrong only on a machine without a GPU.
+        unprivileged: it is wrong only for a user who may not read everything.
+    """
+
+    arguments: str
+    named: tuple[str, ...]
+    script: str = "train.py"
+    without_gpu: bool = False
+    unprivileged: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.script} {self.arguments}"
+
+
+def _train(*rows: tuple[str, ...]) -> list[Case]:
+    return [Case(arguments, tuple(named)) for arguments, *named in rows]
+
+
+def _eval(*rows: tuple[str, ...]) -> list[Case]:
+    return [Case(arguments, tuple(named), "eval.py") for arguments, *named in rows]
+
+
+NAMES = _train(
+    ("model=resnet20_cifr", "model 'resnet20_cifr'", "'resnet20_cifar'", "model.name="),
+    ("model.name=resnet20_cifr", "model 'resnet20_cifr'", "'resnet20_cifar'"),
+    ("model=[resnet18,nope]", "model 'nope'", "resnet20_cifar"),
+    ("model.name=resnet18.nope", "model.name=resnet18.nope", "Invalid pretrained tag"),
+    ("quant=dorifa", "quant 'dorifa'", "'dorefa'"),
+    ("quant.quantizer=dorifa", "quantizer 'dorifa'", "'dorefa'"),
+    ("quant/controller=papr", "quant/controller 'papr'", "'paper'"),
+    ("quant.controller.kind=share", "controller kind 'share'", "'shared'"),
+    ("quant.controller.pool=max", "controller pool 'max'", "mean"),
+    ("quant.choice_gradient=exakt", "choice_gradient 'exakt'", "'exact'"),
+    ("data=cifar", "data 'cifar'", "'cifar10'", "'cifar100'"),
+    ("data.damaged=ignore", "data.damaged 'ignore'", "skip", "stop"),
+    ("experiment=nope", "experiment 'nope'"),
+    ("optim=sdg", "optim 'sdg'", "'sgd'"),
+    ("optim.name=sgdd", "optimizer 'sgdd'", "'sgd'"),
+    ("optim.schedule=cosin", "schedule 'cosin'", "'cosine'"),
+    ("loss.penalty=bit_flop", "penalty 'bit_flop'", "'bit_flops'"),
+    ("loss=3", "loss '3'", "bit_flops", "mean_width"),
+    ("logger=wandbb", "logger 'wandbb'", "'wandb'"),
+    ("logger.name=wandbb", "logger 'wandbb'", "'wandb'"),
+    ("logger=wandb logger.mode=of", "logger.mode 'of'", "'offline'"),
+    ("trainer.precision=fp16", "precision 'fp16'", "'bf16'"),
+    ("hydra/launcher=jobib", "hydra/launcher 'jobib'", "'basic'"),
+)
+
+SETTINGS = _train(
+    ("optim.lrr=1", "setting 'optim.lrr'", "'optim.lr'"),
+    ("trainr.epochs=1", "setting 'trainr.epochs'", "'trainer.epochs'"),
+    ("+optim.lrr=1", "setting 'optim.lrr'", "'optim.lr'"),
+    ("~optim.lr", "optim.lr", "missing"),
+    ("optim.lr", "'optim.lr' has no value", "NAME=VALUE"),
+    ("=3", "'=3' has no name", "NAME=VALUE"),
+    ("model=3", "model '3'", "resnet20_cifar", "model.name="),
+    ("optim=null", "optim 'null'", "sgd"),
+    ("optim.lr=[1", "[1"),
+    ("quant.controller=paper", "quant.controller is a table", "quant/controller=NAME"),
+    ("loss.new=1", "setting 'loss.new'"),
+)
+
+TYPES = _train(
+    ("trainer.epochs=many", "trainer.epochs", "'many'", "Integer"),
+    ("trainer.epochs=1.5", "trainer.epochs", "'1.5'", "Integer"),
+    ("trainer.epochs=null", "trainer.epochs", "None"),
+    ("optim.lr=fast", "optim.lr", "'fast'", "Float"),
+    ("optim.lr=nan", "optim.lr is nan", "finite"),
+    ("loss.alpha=inf", "loss.alpha is inf", "finite"),
+    ("data.mean=[nan]", "data.mean is nan", "finite"),
+    ("trainer.channels_last=perhaps", "trainer.channels_last", "'perhaps'", "bool"),
+    ("data.mean=0.5", "data.mean: takes a list"),
+    ("quant.widths=[two]", "quant.widths", "'two'", "Integer"),
+    ("quant.widths=[2.5]", "quant.widths", "'2.5'", "Integer"),
+    ("quant.widths=3", "quant.widths: takes a list", "quant.widths=[3]"),
+    ("quant.widths=two", "quant.widths: takes a list", "quant.widths=[3]"),
+)
+
+RANGES = _train(
+    ("quant.widths=[]", "widths is empty", "(2, 3, 4)"),
+    ("quant.widths=[4,2]", "widths (4, 2)", "ascending", "(2, 4)"),
+    ("quant.widths=[3,3]", "widths (3, 3)", "without repeats", "(3,)"),
+    ("quant.widths=[0,2]", "width 0", "1 to 16"),
+    ("quant.widths=[2,17]", "width 17", "1 to 16"),
+    ("quant.widths=[32]", "width 32", "quant=none", "1 to 16"),
+    ("quant.static_width=40", "width 40", "1 to 16"),
+    ("quant.controller.hidden=0", "controller hidden 0", "at least 1"),
+    ("quant.controller.dropout=1", "controller dropout 1.0", "[0, 1)"),
+    ("quant.controller.tau=0", "controller tau", "above 0"),
+    ("quant=pact quant.options.alpha_init=-1", "alpha_init -1", "above 0"),
+    ("quant.parameter_decay=-1", "quant.parameter_decay", "not be negative"),
+    ("trainer.epochs=-1", "trainer.epochs -1"),
+    ("trainer.ema=2", "trainer.ema 2.0", "(0, 1)"),
+    ("seed=-1", "seed -1", "0"),
+    ("optim.lr=-1", "optim.lr -1.0", "above 0"),
+    ("optim.momentum=1", "optim.momentum 1.0", "[0, 1)"),
+    ("optim.weight_decay=-1", "optim.weight_decay", "not be negative"),
+    ("optim.clip_grad=0", "optim.clip_grad 0.0", "null for none"),
+    ("optim.schedule=step optim.decay_epochs=0", "optim.decay_epochs 0", "above 0"),
+    ("loss.alpha=-1", "loss.alpha -1.0", "not be negative"),
+    ("loss.mutual_information=-1", "loss.mutual_information -1.0", "not be negative"),
+    ("loss.label_smoothing=1", "loss.label_smoothing 1.0", "[0, 1)"),
+    ("data.batch_size=0", "data.batch_size", "at least 1"),
+    ("data.size=0", "data.size", "at least 1"),
+    ("data.size=100000", "data.size 100000", "at most 256"),
+    ("data.workers=-1", "data.workers", "at least 0"),
+    ("data.val_fraction=1", "data.val_fraction", "[0, 1)"),
+    ("data.std=[0]", "data.std", "above 0"),
+)
+
+CONTRADICTIONS = _train(
+    ("quant.shared_until=layr1", "split point 'layr1'", "'layer1'"),
+    ("quant.shared_until=layer3", "split point 'layer3' leaves nothing to route", "earlier"),
+    ("quant.shared_until=linear", "split point 'linear'", "[N, C, H, W]", "earlier"),
+    ("quant.shared_until=null", "shared controller", "name it in shared_until"),
+    ("quant.full_precision=[stem*]", "full_precision layer 'stem*'", "conv1"),
+    ("quant.full_precision=[*]", "no layer is left to quantize", "full_precision"),
+    ("quant.static=[nope]", "static layer 'nope'"),
+    ("loss.target_bits=9", "target_bits=9 cannot be reached", " from ", " to ", " bits"),
+    ("+quant.options.alfa=1", "quant.options", "'alfa'"),
+    ("model.name=inception_v3", "inception_v3 cannot take images of 8 x 8", "data.size"),
+    ("+model.args.depth=3", "model.args does not fit resnet20_cifar", "'depth'"),
+    ("+model.args.num_classes=3", "model.args does not fit", "'num_classes'"),
+    ("model=resnet18 +model.args.features_only=true", "resnet18 does not return class scores"),
+    ("+model.args.checkpoint_path=seven.pt", "model.args.checkpoint_path", "model.checkpoint_path"),
+    ("model.pretrained=true", "no pretrained weights for resnet20_cifar"),
+    ("model.pretrained=true model.checkpoint_path=seven.pt", "model.pretrained", "give one"),
+    ("optim.warmup_epochs=5000", "optim.warmup_epochs 5000", "less than trainer.epochs"),
+    ("optim.lr=1e30 quant=none", "not finite", "lower optim.lr"),
+    ("trainer.device=gpu", "trainer.device 'gpu' is unknown", "auto, cpu, cuda"),
+    ("data.mean=[0.5,0.5] data.std=[1,1]", "2 values", "1 channel"),
+    ("data.mean=[0.5,0.5]", "data.mean has 2 values and data.std has 1"),
+    ("data.val_fraction=0.001", "data.val_fraction", "each part needs at least one image"),
+    ("hydra.run.dir=trained seed=5", "trained holds a run with", "choose another"),
+    ("hydra.run.dir=text.pt", "text.pt"),
+)
+CONTRADICTIONS.append(
+    Case("trainer.device=cuda", ("'cuda' is not there", "0 GPUs"), without_gpu=True)
+)
+
+_FOLDER = "data=imagefolder data.workers=0 data.root="
+FOLDERS = _train(
+    ("data=imagefolder", "data.root=PATH"),
+    (f"{_FOLDER}nowhere", "data.root nowhere is not a folder"),
+    (f"{_FOLDER}text.pt", "data.root text.pt is not a folder"),
+    (f"{_FOLDER}empty", "empty has no folder train/", "train/CLASS/*"),
+    (f"{_FOLDER}no_test", "no_test has neither a folder test/ nor val/"),
+    (f"{_FOLDER}no_classes", "no_classes/train has no class folders"),
+    (f"{_FOLDER}empty_class", "class folders without images: eel"),
+    (f"{_FOLDER}only_text", "without images: dog"),
+    (f"{_FOLDER}one_class", "1 class", "at least 2"),
+    (f"{_FOLDER}other_classes", "classes", "differ", "eel"),
+    (f"{_FOLDER}good data.size=100000", "GiB in memory", "data.cache=false"),
+    (f"{_FOLDER}good data.val_fraction=0.1", "data.val_fraction", "at least one image per class"),
+    ("data=cifar10 data.size=32 data.root=empty", "CIFAR10", "data.download=true"),
+    ("data=cifar10 data.size=32 data.root=bad_labels", "CIFAR10", "damaged", "download=true"),
+    ("data=cifar10 data.root=empty", "CIFAR10 images are 32 x 32", "data.size is 8"),
+    ("data._target_=os.system", "data._target_ 'os.system'", "dqnet.data.digits.load"),
+)
+FOLDERS += [
+    Case(f"{_FOLDER}locked_class", ("locked_class/train/cat", "cannot be read"), unprivileged=True),
+    Case(f"{_FOLDER}locked_image", ("locked_image/train/cat/0.png",), unprivileged=True),
+]
+
+IMAGES = _train(
+    (f"{_FOLDER}cut_png", "cut_png/train/dog/1.png", "data.damaged=skip"),
+    (
+        f"{_FOLDER}cut_png data.cache=false trainer.epochs=2",
+        "cut_png/train/dog/1.png",
+        "data.damaged=skip",
+    ),
+    (f"{_FOLDER}cut_jpeg", "cut_jpeg/train/dog/1.jpg", "truncated"),
+    (f"{_FOLDER}text_image", "text_image/train/dog/1.png", "cannot identify"),
+    (f"{_FOLDER}empty_image", "empty_image/test/cat/0.png", "cannot identify"),
+    (f"{_FOLDER}floats", "floats/train/dog/1.tif", "8 or 16 bits"),
+    (f"{_FOLDER}integers", "integers/train/dog/1.tif", "8 or 16 bits"),
+    (f"{_FOLDER}broken_link", "broken_link/train/dog/1.png", "No such file"),
+    (f"{_FOLDER}broken_link data.damaged=skip", "broken_link/train/dog/1.png", "No such file"),
+    (f"{_FOLDER}all_damaged data.damaged=skip", "without images: dog", "left out: 2 damaged"),
+)
+
+WEIGHTS = _train(
+    ("model.checkpoint_path=nowhere.pt", "checkpoint nowhere.pt does not exist"),
+    ("model.checkpoint_path=empty", "checkpoint empty is a folder", "best.pt"),
+    ("model.checkpoint_path=text.pt", "text.pt is not a readable PyTorch checkpoint"),
+    ("model.checkpoint_path=half.pt", "half.pt is not a readable PyTorch checkpoint"),
+    ("model.checkpoint_path=code.pt", "code.pt", "other Python objects than tensors"),
+    ("model.checkpoint_path=list.pt", "list.pt holds a list, not a checkpoint"),
+    ("model.checkpoint_path=foreign.pt", "foreign.pt is a checkpoint of another model"),
+    ("model.checkpoint_path=seven.pt", "seven.pt classifies 7 classes", "10"),
+    ("model.checkpoint_path=nan.pt", "nan.pt has values in 'conv1.weight'", "not finite"),
+    ("hydra.run.dir=broken_run", "broken_run/last.pt is not a readable PyTorch checkpoint"),
+)
+
+EVALUATION = _eval(
+    ("", "name a checkpoint", "checkpoint=runs/NAME/best.pt"),
+    ("chekpoint=seven.pt", "setting 'chekpoint'", "'checkpoint'"),
+    ("checkpoint", "'checkpoint' has no value"),
+    ("=3", "'=3' has no name"),
+    ("data.batch_size=some", "data.batch_size", "'some'", "Integer"),
+    ("checkpoint=seven.pt split=tset", "split 'tset'", "'test'"),
+    ("checkpoint=trained trainer.device=gpu", "trainer.device 'gpu' is unknown"),
+    ("checkpoint=trained trainer.precision=8", "trainer.precision '8'"),
+    ("checkpoint=trained data.batch_size=0", "data.batch_size", "at least 1"),
+    ("checkpoint=trained data.damaged=ignore", "data.damaged 'ignore'", "skip"),
+    ("checkpoint=trained split=val", "no validation part", "split=test"),
+    ("checkpoint=trained output=/dev/null/x", "/dev/null"),
+    ("checkpoint=trained budget=1.9", "budget=1.9 cannot be reached", "from 2."),
+    ("checkpoint=trained budget=nan", "budget is nan", "finite"),
+    ("checkpoint=trained budget=cheap", "budget", "'cheap'", "Float"),
+    ("checkpoint=trained curve=often", "curve", "'often'"),
+    ("checkpoint=trained report=htm", "report 'htm'", "'html'"),
+    ("checkpoint=trained report=html report.baselines=[empty]", "empty/summary.json"),
+)
+
+CHECKPOINTS = _eval(
+    ("checkpoint=nowhere.pt", "checkpoint nowhere.pt does not exist"),
+    ("checkpoint=empty", "checkpoint empty/best.pt does not exist"),
+    ("checkpoint=text.pt", "text.pt is not a readable PyTorch checkpoint"),
+    ("checkpoint=half.pt", "half.pt is not a readable PyTorch checkpoint"),
+    ("checkpoint=cut.pt", "cut.pt is not a readable PyTorch checkpoint"),
+    ("checkpoint=code.pt", "code.pt", "other Python objects than tensors"),
+    ("checkpoint=foreign.pt", "foreign.pt was not written by train.py"),
+    ("checkpoint=future.pt", "future.pt has format 99", "reads format 1"),
+    ("checkpoint=lacking.pt", "lacking.pt is not a whole checkpoint", "'image_shape'"),
+    ("checkpoint=no_table.pt", "no_table.pt holds a list where its configuration"),
+    ("checkpoint=old.pt", "old.pt holds a configuration of another version", "optim.rate"),
+    ("checkpoint=incomplete.pt", "incomplete.pt holds a configuration of another version", "model"),
+    ("checkpoint=other_model.pt", "other_model.pt is a checkpoint of another model"),
+    ("checkpoint=other_shape.pt", "other_shape.pt is a checkpoint of another model", "must be"),
+    ("checkpoint=other_classes.pt", "other_classes.pt classifies 7 classes", "has 10"),
+    ("checkpoint=other_images.pt", "other_images.pt is for images of [3, 8, 8]", "[1, 8, 8]"),
+    ("checkpoint=no_weights.pt", "no_weights.pt has no weights"),
+    ("checkpoint=diverged.pt", "diverged.pt has values in", "not finite"),
+)
+
+#: checkpoints that try to have something run, read, written or fetched
+TRUST = _eval(
+    ("checkpoint=target_os.pt", "data._target_ 'os.system'"),
+    ("checkpoint=target_attribute.pt", "data._target_ 'dqnet.data.folder.os.system'"),
+    ("checkpoint=target_timm.pt", "data._target_ 'timm.data.os.system'"),
+    ("checkpoint=target_hub.pt", "data._target_ 'torch.hub.load'"),
+    ("checkpoint=target_inline.pt", "data._target_ 'torch.utils.cpp_extension.load_inline'"),
+    ("checkpoint=target_helper.pt", "data._target_ 'dqnet.data.load.load_data'"),
+    ("checkpoint=model_hub.pt", "model 'hf-hub:stranger/resnet18'"),
+    ("checkpoint=model_folder.pt", "model 'local-dir:/tmp/stranger'"),
+    ("checkpoint=args_weights.pt", "model.args.checkpoint_path is not allowed"),
+    ("checkpoint=args_pretrained.pt", "model.args.pretrained is not allowed"),
+    ("checkpoint=args_config.pt", "model.args.pretrained_cfg is not allowed"),
+    ("checkpoint=args_overlay.pt", "model.args.pretrained_cfg_overlay is not allowed"),
+    ("checkpoint=args_target.pt", "model.args does not fit resnet20_cifar", "_target_"),
+    ("checkpoint=quantizer.pt", "quantizer 'os.system'", "dorefa"),
+    ("checkpoint=options.pt", "'_target_'", "quant.options"),
+    ("checkpoint=reference.pt", "data.root=${oc.env:HOME}", "no references"),
+    ("checkpoint=download.pt data.root=empty", "CIFAR10", "data.download=true"),
+)
+
+CASES = [
+    *NAMES,
+    *SETTINGS,
+    *TYPES,
+    *RANGES,
+    *CONTRADICTIONS,
+    *FOLDERS,
+    *IMAGES,
+    *WEIGHTS,
+    *EVALUATION,
+    *CHECKPOINTS,
+    *TRUST,
+]

@@ -22,6 +22,7 @@ from dqnet.cli import job, record, start, to_object
 from dqnet.config import TrainConfig
 from dqnet.engine.lock import held
 from dqnet.engine.train import read_state, train
+from dqnet.processes import is_main
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -32,10 +33,9 @@ def main(config: DictConfig) -> None:
     def run() -> None:
         typed = to_object(TrainConfig, config)
         with held(folder):
-            read_state(
-                folder, typed
-            )  # refuses other settings before the folder's record is written
-            record(config, folder)
+            if is_main():
+                read_state(folder, typed)  # refuses other settings before the record is written
+                record(config, folder)
             train(typed, folder)
 
     job(run, folder)

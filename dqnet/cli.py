@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -22,8 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from dqnet.engine.lock import LOCK
+from dqnet.engine.one_report import lost_process, one_report
 from dqnet.engine.stop import Stopped
 from dqnet.errors import UserError, unknown_name
+from dqnet.processes import launched
 from dqnet.sweep.failure import clear_failure, write_failure
 
 T = TypeVar("T")
@@ -101,14 +103,14 @@ def job(run: Callable[[], T], folder: Path | None = None) -> T | None:
         if in_sweep and folder is not None:
             write_failure(folder, error)
             return None
-        if not isinstance(error, UserError):
+        if not isinstance(error, UserError) and not lost_process(error):
             raise
         if folder is not None and not (folder / "last.pt").exists():
             _remove_traces(folder)
         if os.environ.get(TRACEBACK) or in_sweep:
             raise
         # Not an Exception, so Hydra does not add its own account of it.
-        sys.exit(f"error: {_one_line(error)}")
+        _end(f"error: {_one_line(error)}")
 
 
 def record(config: DictConfig, folder: Path) -> None:
@@ -137,14 +139,23 @@ def start(main: Callable[[], Any], config_dir: Path, config_name: str) -> None:
     # Hydra prints its errors itself, over several lines; this makes it raise them instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
+        if launched() > 1 and {"-m", "--multirun"} & set(sys.argv):
+            _end("error: a sweep (-m) starts its runs itself: start it with python, not torchrun")
         main()
     except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
         if os.environ.get(TRACEBACK) or not _is_mistake(error):
             raise
-        sys.exit(f"error: {_line(error, config_dir, config_name)}")
+        _end(f"error: {_line(error, config_dir, config_name)}")
     except KeyboardInterrupt as error:
-        print("interrupted; the same command continues", file=sys.stderr)
-        sys.exit(error.status if isinstance(error, Stopped) else INTERRUPTED)
+        status = error.status if isinstance(error, Stopped) else INTERRUPTED
+        _end("interrupted; the same command continues", status)
+
+
+def _end(line: str, status: int = 1) -> NoReturn:
+    with one_report() as mine:
+        if mine:
+            print(line, file=sys.stderr, flush=True)
+    sys.exit(status)
 
 
 def _remove_traces(folder: Path) -> None:

@@ -15,14 +15,20 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def launched() -> int:
-    """How many processes this run was started as, connected already or not."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+def launched(variable: str = "WORLD_SIZE", alone: int = 1) -> int:
+    """What torchrun says in a variable, before the processes are connected as well.
+
+    Args:
+        variable: by default how many processes it has started.
+        alone: the answer if it has not started this one. Clusters set the same variables for
+            purposes of their own.
+    """
+    return int(os.environ[variable]) if "TORCHELASTIC_RUN_ID" in os.environ else alone
 
 
 def is_main() -> bool:
     """Whether this is the process that writes: files, tables, W&B."""
-    return int(os.environ.get("RANK", 0)) == 0
+    return launched("RANK", alone=0) == 0
 
 
 def rank() -> int:
@@ -51,6 +57,15 @@ def mean_over_processes(x: Tensor) -> Tensor:
     total = x.detach().clone()
     dist.all_reduce(total)
     return total / world_size()
+
+
+def largest(number: int) -> int:
+    """The largest of every process's numbers."""
+    if world_size() == 1:
+        return number
+    box = torch.tensor(number)
+    dist.all_reduce(box, dist.ReduceOp.MAX)
+    return int(box)
 
 
 def own_rows(draw: Callable[[int], Tensor], rows: int) -> Tensor:
@@ -98,7 +113,7 @@ def broadcast_buffers(module: torch.nn.Module) -> None:
 @contextmanager
 def local_main_first() -> Iterator[None]:
     """One process of each machine runs the body, then its other ones do."""
-    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    first = launched("LOCAL_RANK", alone=0) == 0
     if not first and world_size() > 1:
         dist.barrier()
     yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from math import ceil
 
 import torch
 
@@ -19,8 +20,8 @@ class BatchOrder:
     In training a global batch is ``batch_size`` consecutive images of the epoch's order, which is
     shuffled by (seed, epoch) alone; each process takes an equal run of it. An incomplete last batch
     is dropped (a set smaller than one batch is one smaller batch). Evaluation keeps the order of
-    ``indices`` and every image: each process goes through one run of them, and there may be one
-    batch fewer in one process than in another.
+    ``indices`` and every image: each process goes through one run of them, in as many batches as
+    the others, whose sizes differ by at most one.
 
     Args:
         indices: int64 ``[n]``, the images to go through; n is at least ``world_size``.
@@ -68,7 +69,9 @@ class BatchOrder:
     def batches(self) -> list[torch.Tensor]:
         """This process's share of each batch of the epoch: int64 ``[batch]`` tensors."""
         if self.seed is None:
-            return list(self._share(self.indices).split(self.batch_size // self.world_size))
+            images = len(self.indices)
+            count = min(ceil(images / self.batch_size), images // self.world_size)
+            return list(self._share(self.indices).tensor_split(count))
         whole = self.shuffled().split(self.batch_size)[self.skip :]
         return [self._share(batch) for batch in whole]
 

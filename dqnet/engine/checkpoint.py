@@ -17,6 +17,7 @@ from dqnet.config import TrainConfig
 from dqnet.engine.files import write_atomically
 from dqnet.engine.weights import read_checkpoint
 from dqnet.errors import UserError
+from dqnet.processes import is_main
 
 FORMAT = 1
 #: what is read of every checkpoint
@@ -44,6 +45,8 @@ def save_checkpoint(path: Path, content: dict[str, Any], previous: Path | None =
     Raises:
         UserError: if it cannot be written, as when the disk is full.
     """
+    if not is_main():  # spared the copy
+        return
     # Not straight into the file: PyTorch's writer hides why the system refused it.
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **content}, buffer)

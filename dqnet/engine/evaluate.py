@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dqnet.cost import FULL_PRECISION_BITS, bit_flops, full_precision_bit_flops, mean_width
 from dqnet.engine.files import write_atomically
 from dqnet.network import LayerInfo, QuantizedModel
+from dqnet.processes import gathered_parts
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,8 @@ def evaluate(
 ) -> Evaluation:
     """Runs every batch in evaluation mode, where the routing is the arg-max without noise.
 
+    With several processes each runs its own batches, and all get the results of all images.
+
     Args:
         model: a converted or a float model; its training mode is restored.
         batches: pairs of images ``[B, C, H, W]`` and labels ``[B]``; at least one image.
@@ -173,7 +176,7 @@ def evaluate(
             rows += [bit_flops(quantized, routing), mean_width(quantized, routing.double())]
         collected.append(tuple(row.cpu() for row in rows))
     model.train(training)
-    columns = [torch.cat(rows) for rows in zip(*collected, strict=True)]
+    columns = gathered_parts([torch.cat(rows) for rows in zip(*collected, strict=True)])
     labels, top_classes, top_probabilities, losses, chosen, scores = columns[:6]
     cost, widths = columns[6:] or (None, None)
     return Evaluation(

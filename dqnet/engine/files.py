@@ -1,4 +1,7 @@
-"""Files that are either the old one or the new one, whatever happens while they are written."""
+"""Files that are either the old one or the new one, whatever happens while they are written.
+
+Of several processes only the main one writes; in the others these functions do nothing.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dqnet.errors import UserError
+from dqnet.processes import is_main
 
 #: of the name of a file that is being written
 _UNFINISHED = ".tmp"
@@ -28,6 +32,8 @@ def write_atomically(
     Raises:
         UserError: if the system refuses, as when the disk is full; what was there is still there.
     """
+    if not is_main():
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_UNFINISHED}")
     try:
         with _refusal_in_one_line(path):
@@ -44,7 +50,13 @@ def write_atomically(
 def remove_unfinished(folder: Path) -> None:
     """Removes what a process that was killed has left half written; no other may be at work."""
     for path in folder.glob(f".*{_UNFINISHED}"):
-        path.unlink()
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, if it is there."""
+    if is_main():
+        path.unlink(missing_ok=True)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -53,6 +65,8 @@ def append_line(path: Path, line: str) -> None:
     Raises:
         UserError: if the system refuses; the file may then end with a part of the line.
     """
+    if not is_main():
+        return
     with _refusal_in_one_line(path), path.open("a") as file:
         file.write(line + "\n")
         file.flush()

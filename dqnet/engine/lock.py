@@ -1,15 +1,15 @@
-"""One process at a time per folder."""
+"""One run at a time per folder."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from dqnet.errors import UserError
+from dqnet.processes import is_main
 
 LOCK = ".lock"
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -29,7 +29,7 @@ def held(folder: Path, wait: bool = True) -> Iterator[None]:
     Raises:
         UserError: if another process holds the folder and ``wait`` is false.
     """
-    if int(os.environ.get("RANK", 0)) > 0:  # torchrun: rank 0 holds it for all
+    if not is_main():  # which holds it for all
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
 
+from dqnet.processes import largest
+
 T = TypeVar("T")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -44,13 +46,16 @@ class StopRequest:
             except StopIteration:
                 return
             except RuntimeError:  # the signal ended the loader's processes first
-                self._check()
+                if self.number is not None:
+                    raise Stopped(self.number) from None
                 raise
             yield batch
 
     def _check(self) -> None:
-        if self.number is not None:
-            raise Stopped(self.number)
+        # Processes that wait for each other have to stop at the same batch.
+        number = largest(self.number or 0)
+        if number:
+            raise Stopped(number)
 
 
 @contextmanager

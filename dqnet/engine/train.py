@@ -1,4 +1,8 @@
-"""A training run, from a configuration to ``summary.json``. Read :func:`train` top to bottom."""
+"""A training run, from a configuration to ``summary.json``. Read :func:`train` top to bottom.
+
+Several processes all come this way, each with its share of every batch; only the main one writes,
+which is seen to where files are written.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,7 @@ from dqnet.engine.checkpoint import (
 from dqnet.engine.devices import Device
 from dqnet.engine.divergence import CHECK_EVERY, NotFiniteError, check_finite, explain
 from dqnet.engine.evaluate import Evaluation, evaluate
-from dqnet.engine.files import read_json, remove_unfinished, write_json
+from dqnet.engine.files import read_json, remove, remove_unfinished, write_json
 from dqnet.engine.history import LossHistory
 from dqnet.engine.interval import CheckpointInterval
 from dqnet.engine.learner import Learner
@@ -36,6 +40,7 @@ from dqnet.engine.stop import Stopped, stop_request
 from dqnet.engine.tables import print_damaged, print_summary
 from dqnet.errors import UserError
 from dqnet.network import QuantizedModel, ScoredOutput
+from dqnet.processes import from_main, is_main, largest
 from dqnet.trace import trace_model
 
 #: figures of every epoch's validation in metrics.jsonl, as val_NAME
@@ -56,22 +61,26 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
         The content of ``summary.json``.
     """
     console = console or Console()
+    console.quiet |= not is_main()
     check_trainer(config)
+    device = Device(config.trainer)
     last_path, previous_path, best_path, summary_path = (
         folder / name for name in ("last.pt", "previous.pt", "best.pt", "summary.json")
     )
-    found = read_state(folder, config, console)
-    if found is not None and summary_path.exists():
+    found = from_main(lambda: read_state(folder, config, console))
+    if found is not None and from_main(summary_path.exists):
         console.print(f"{folder} holds this run, complete; remove it to train again")
-        summary = read_json(summary_path)
+        summary = from_main(lambda: read_json(summary_path))
         print_summary(console, summary)
         return summary
 
     interval = CheckpointInterval(config.trainer)
-    device = Device(config.trainer)
     splits = load_data(config.data)
     print_damaged(console, splits.damaged)
-    data = loaders(splits, config.data, config.seed, device=device.torch_device)
+    data = loaders(
+        splits, config.data, config.seed,
+        device=device.torch_device, rank=device.rank, world_size=device.world_size,
+    )  # fmt: skip
     learner = Learner(config, device, splits, len(data.train))
     model, target, epochs = learner.model, learner.objective.target, config.trainer.epochs
 
@@ -92,7 +101,7 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
         )
     metrics_file.keep_until(done)
     logger = None
-    if config.logger.name == "wandb":
+    if config.logger.name == "wandb" and is_main():
         logger = WandbLogger(config.logger, asdict(config), folder, run_id)
         logger.continue_after(done)
     began = time.perf_counter() - seconds
@@ -118,7 +127,7 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
         interval.restart()
 
     def after_step() -> None:
-        due = interval.step()
+        due = bool(largest(interval.step()))  # clocks differ from process to process
         if due or len(history) % CHECK_EVERY == 0:
             check_finite(learner, history)
         if due:
@@ -139,7 +148,7 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
                 train_epoch(learner, stop.until(data.train), epoch, history, after_step, console)
                 check_finite(learner, history)
                 # With no validation part the test part is measured, and nothing is chosen by it.
-                judged = model if learner.ema is None else learner.ema.module
+                judged = device.unify(model if learner.ema is None else learner.ema.module)
                 held_out = stop.until(data.test if data.val is None else data.val)
                 evaluation = evaluate(judged, held_out, device.images, device.autocast)
 
@@ -166,7 +175,7 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
                 line = _epoch_line(metrics, epochs, target)
                 console.print(line, highlight=False, soft_wrap=True)
     except NotFiniteError:
-        good = load_last(last_path, previous_path)
+        good = from_main(lambda: load_last(last_path, previous_path))
         message = explain(config, device, splits, data.train, good, train_step)
         raise UserError(message) from None
     except Stopped as stopped:
@@ -178,7 +187,7 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
         raise
 
     if evaluation is None or data.val is not None:
-        chosen = load_checkpoint(best_path)
+        chosen = from_main(lambda: load_checkpoint(best_path))
         model.load_state_dict(chosen["ema"] or chosen["model"])
         evaluation = evaluate(model, data.test, device.images, device.autocast)
     summary = summarize(evaluation, model, target, splits.image_shape) | {
@@ -190,7 +199,7 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
         "damaged_images": len(splits.damaged),
     }
     write_json(summary_path, summary)
-    previous_path.unlink(missing_ok=True)
+    remove(previous_path)
     if logger is not None:
         logger.finish(summary)
     print_summary(console, summary)
@@ -267,7 +276,9 @@ def train_step(learner: Learner, update: int, images: Tensor, labels: Tensor) ->
     set_temperature(model, config.quant.controller, update / learner.updates)
     images, labels = device.images(images), labels.to(device.torch_device)
 
-    terms = learner.objective.terms(forward(learner.runner, model, images), labels)
+    # Of all processes: the penalty of the global batch is not the mean of its parts' penalties.
+    output, labels = device.gather(forward(learner.runner, model, images), labels)
+    terms = learner.objective.terms(output, labels)
     learner.optimizer.zero_grad()
     device.backward(learner.objective.total(terms))
     if config.optim.clip_grad is not None:

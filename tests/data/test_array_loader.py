@@ -38,7 +38,7 @@ def test_lengths(splits, config):
     assert (len(made.val), made.val.num_samples) == (3, 10)
     assert (len(made.test), made.test.num_samples) == (3, 10)
     assert [len(y) for _, y in made.train] == [4] * 5
-    assert [len(y) for _, y in made.test] == [4, 4, 2]
+    assert [len(y) for _, y in made.test] == [4, 3, 3]
     small = loaders(splits, config(batch_size=64), seed=0).train
     assert [len(y) for _, y in small] == [30]
     assert loaders(splits, config(), seed=0).val is None

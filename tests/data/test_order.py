@@ -33,7 +33,8 @@ def test_evaluation_shares_are_the_whole_set_once(num_images, share, world_size,
     for order in ranks:
         assert order.num_samples == num_images
         assert len(order) == len(order.batches())
-        assert all(1 <= len(batch) <= share for batch in order.batches())
+        assert all(1 <= len(batch) <= max(share, 2) for batch in order.batches())
+    assert len({len(order) for order in ranks}) == 1
 
 
 @given(**SIZES)

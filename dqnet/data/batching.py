@@ -7,8 +7,10 @@ import torch
 from dqnet.config import DataConfig
 from dqnet.data.array_loader import ArrayLoader
 from dqnet.data.file_loader import FileLoader
+from dqnet.data.image_shards import ImageShards
 from dqnet.data.loader import Loader, Loaders
 from dqnet.data.order import BatchOrder
+from dqnet.data.shard_order import ShardOrder
 from dqnet.data.splits import ImageArray, Part, Splits
 from dqnet.data.stratify import stratified_split
 from dqnet.errors import UserError
@@ -68,7 +70,11 @@ def loaders(
     def loader(part: Part, indices: torch.Tensor, seed: int | None = None) -> Loader:
         if len(indices) < world_size:
             raise UserError(f"{len(indices)} images for {world_size} processes: start fewer")
-        order = BatchOrder(indices, config.batch_size, seed, rank=rank, world_size=world_size)
+        place = {"rank": rank, "world_size": world_size}
+        if isinstance(part, ImageShards):
+            order = ShardOrder(part.shard, indices, config.batch_size, seed, **place)
+        else:
+            order = BatchOrder(indices, config.batch_size, seed, **place)
         mean, std = list(config.mean), list(config.std)
         if isinstance(part, ImageArray):
             return ArrayLoader(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -21,10 +22,14 @@ class DamagedImageError(UserError):
     """A file whose content is no image, or not the whole of one."""
 
 
-def read_image(path: str) -> Image.Image:
+def read_image(path: str, content: Callable[[], BinaryIO] | None = None) -> Image.Image:
     """Decode one file as RGB with 8 bits per channel, whatever it has.
 
     Transparency is dropped, as PIL and torchvision do; of 16 bits the upper 8 are kept.
+
+    Args:
+        path: the file, or the name for it in errors.
+        content: opens what is no file of its own.
 
     Raises:
         DamagedImageError: the file is damaged, not an image, or has pixels that are floats or
@@ -32,7 +37,7 @@ def read_image(path: str) -> Image.Image:
         UserError: the file cannot be read.
     """
     try:
-        with Path(path).open("rb") as file:
+        with content() if content is not None else Path(path).open("rb") as file:
             return _rgb(Image.open(file))
     except MemoryError:
         raise

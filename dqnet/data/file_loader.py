@@ -11,10 +11,9 @@ from PIL import Image
 from timm.data import create_transform
 from torch.utils.data import DataLoader, Dataset
 
-from dqnet.data.decode import read_image
 from dqnet.data.loader import Loader
 from dqnet.data.order import BatchOrder, mixed_seed
-from dqnet.data.splits import ImageFiles
+from dqnet.data.splits import ImageFiles, ImageShards
 from dqnet.errors import UserError
 
 Key = tuple[list[int], int]  # image indices and epoch
@@ -39,7 +38,7 @@ class FileLoader(Loader):
 
     def __init__(
         self,
-        files: ImageFiles,
+        files: ImageFiles | ImageShards,
         order: BatchOrder,
         *,
         size: int,
@@ -101,7 +100,7 @@ class _TransformedBatches(Dataset):
 
     def __init__(
         self,
-        files: ImageFiles,
+        files: ImageFiles | ImageShards,
         transform: Callable[[Image.Image], torch.Tensor],
         seed: int | None,
     ) -> None:
@@ -118,7 +117,7 @@ class _TransformedBatches(Dataset):
         return images, self.files.labels[indices]
 
     def _image(self, index: int, epoch: int) -> torch.Tensor:
-        image = read_image(self.files.paths[index])
+        image = self.files.image(index)
         if self.seed is None:
             return self.transform(image)
         with _global_seed(mixed_seed(self.seed, epoch, index)):

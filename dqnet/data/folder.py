@@ -32,12 +32,12 @@ def load(config: DataConfig) -> Splits:
     if config.root is None:
         raise UserError("give the folder of the images with data.root=PATH")
     try:
-        train_folder, test_folder = _part_folders(Path(config.root).expanduser())
+        train_folder, test_folder = part_folders(Path(config.root).expanduser())
     except PermissionError as error:
         raise _unreadable(error) from error
     skip = config.damaged == "skip"
-    class_names, train, damaged_train = _scan(train_folder, skip)
-    test_class_names, test, damaged_test = _scan(test_folder, skip)
+    class_names, train, damaged_train = scan(train_folder, skip)
+    test_class_names, test, damaged_test = scan(test_folder, skip)
     if class_names != test_class_names:
         raise UserError(
             f"the classes of {train_folder} and {test_folder} differ; only in one of them: "
@@ -60,7 +60,8 @@ def load(config: DataConfig) -> Splits:
     )
 
 
-def _part_folders(root: Path) -> tuple[Path, Path]:
+def part_folders(root: Path) -> tuple[Path, Path]:
+    """The folders of the training and of the test part."""
     if not root.is_dir():
         raise UserError(f"data.root {root} is not a folder")
     train_folder = root / "train"
@@ -72,7 +73,7 @@ def _part_folders(root: Path) -> tuple[Path, Path]:
     return train_folder, test_folder
 
 
-def _scan(folder: Path, skip: bool) -> tuple[tuple[str, ...], ImageFiles, tuple[str, ...]]:
+def scan(folder: Path, skip: bool) -> tuple[tuple[str, ...], ImageFiles, tuple[str, ...]]:
     """The class names of a part, its files, and those that were left out if ``skip``."""
     _check_readable(folder)
     try:

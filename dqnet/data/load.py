@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import get_type_hints
 
 from dqnet.config import DataConfig
 from dqnet.data.splits import Splits
 from dqnet.errors import UserError, unknown_name
+from dqnet.processes import local_main_first
 
 DAMAGED = ("stop", "skip")
 
@@ -24,7 +26,9 @@ def load_data(config: DataConfig) -> Splits:
             that runs); and whatever the function itself cannot do.
     """
     _check(config)
-    splits = _resolve(config._target_)(config)
+    load = _resolve(config._target_)
+    with local_main_first() if config.download else nullcontext():
+        splits = load(config)
     _check_labels(splits)
     channels = splits.image_shape[0]
     if len(config.mean) != channels:

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
+from PIL import Image
+
+from dqnet.data.decode import read_image
+from dqnet.data.image_shards import ImageShards
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +43,12 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def image(self, index: int) -> Image.Image:
+        """Decodes one image; see :func:`dqnet.data.decode.read_image`."""
+        return read_image(self.paths[index])
 
-Part: TypeAlias = ImageArray | ImageFiles
+
+Part: TypeAlias = ImageArray | ImageFiles | ImageShards
 
 
 @dataclass(frozen=True, eq=False)

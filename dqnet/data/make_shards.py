@@ -1,0 +1,134 @@
+"""Packs a data set of image files into shards, for data=shards.
+
+python -m dqnet.data.make_shards SOURCE DESTINATION [--shard-size 256] [--skip-damaged]
+
+SOURCE is laid out as for data=imagefolder: train/CLASS/* and test/CLASS/* (or val/). The files are
+copied as they are. Training images are shuffled once, so that every shard has images of all
+classes; test images keep their order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dqnet.data.folder import part_folders, scan
+from dqnet.data.shards import INFO, PARTS
+from dqnet.data.splits import ImageFiles
+from dqnet.errors import UserError
+
+MEGABYTE = 2**20
+
+
+def make_shards(
+    source: Path, destination: Path, shard_size: float = 256, skip_damaged: bool = False
+) -> dict[str, Any]:
+    """Writes the shards of both parts, their indices and, last, ``_info.json``.
+
+    Args:
+        source: with one folder per class in each part.
+        destination: a folder, made if need be; empty.
+        shard_size: megabytes (2²⁰ bytes) after which the next shard begins.
+        skip_damaged: leave out images that cannot be decoded, for which each one is; otherwise
+            they are copied like the others.
+
+    Returns:
+        The content of ``_info.json``.
+
+    Raises:
+        UserError: a folder is not what it should be, or a file cannot be read or written.
+    """
+    if not shard_size > 0:
+        raise UserError(f"--shard-size {shard_size:g} must be above 0")
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise UserError(f"{destination} is not an empty folder; name another, or remove it")
+    parts = [scan(folder, skip_damaged) for folder in part_folders(source)]
+    class_names = parts[0][0]
+    if class_names != parts[1][0]:
+        raise UserError(f"the classes of the parts of {source} differ")
+    info: dict[str, Any] = {"class_names": class_names, "splits": {}}
+    try:
+        destination.mkdir(parents=True, exist_ok=True)
+        for name, (_, files, _) in zip(PARTS, parts, strict=True):
+            order = torch.arange(len(files))
+            if name == "train":
+                order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0))
+            info["splits"][name] = _write(files, order, destination, name, shard_size * MEGABYTE)
+        (destination / INFO).write_text(json.dumps(info, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"{error.filename or destination}: {error.strerror}") from error
+    return info
+
+
+def _write(
+    files: ImageFiles, order: torch.Tensor, destination: Path, name: str, limit: float
+) -> dict[str, Any]:
+    """Writes one part; returns what ``_info.json`` says of it."""
+    shard, offset, size = [], [], []
+    names: list[str] = []
+    tar: tarfile.TarFile | None = None
+    for number, index in enumerate(order.tolist()):
+        if tar is None or tar.offset >= limit:
+            if tar is not None:
+                tar.close()
+            names.append(f"{name}-{len(names):05d}.tar")
+            tar = tarfile.open(destination / names[-1], "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        path = Path(files.paths[index])
+        content = path.read_bytes()
+        shard.append(len(names) - 1)
+        offset.append(tar.offset + tarfile.BLOCKSIZE)  # behind the header
+        size.append(len(content))
+        suffix = ".jpg" if path.suffix.lower() == ".jpeg" else path.suffix.lower()
+        _add(tar, f"{number:09d}{suffix}", content)
+        _add(tar, f"{number:09d}.cls", b"%d" % files.labels[index])
+    tar.close()
+    np.savez(
+        destination / f"{name}.npz",
+        shard=np.array(shard),
+        offset=np.array(offset),
+        size=np.array(size),
+        labels=files.labels[order].numpy(),
+    )
+    return {
+        "name": name,
+        "num_samples": len(order),
+        "filenames": names,
+        "shard_lengths": np.bincount(shard).tolist(),
+    }
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dqnet.data.make_shards", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("source", type=Path, help="folder with train/CLASS/* and test/CLASS/*")
+    parser.add_argument("destination", type=Path, help="folder that does not exist yet")
+    parser.add_argument("--shard-size", type=float, default=256, help="megabytes (default: 256)")
+    parser.add_argument("--skip-damaged", action="store_true", help="leave damaged images out")
+    options = parser.parse_args()
+    try:
+        info = make_shards(**vars(options))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    for name, part in info["splits"].items():
+        print(f"{name}: {part['num_samples']} images in {len(part['filenames'])} shards")
+    print(f"python train.py data=shards data.root={options.destination}")
+
+
+if __name__ == "__main__":
+    main()

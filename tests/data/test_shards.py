@@ -1,0 +1,197 @@
+"""Shards: the images of a folder, in an order that lets each process read shards of its own."""
+
+import json
+import runpy
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import timm.data
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torchvision.datasets import ImageFolder
+
+from dqnet.data import load_data, loaders
+from dqnet.data.make_shards import make_shards
+from dqnet.data.shard_order import ShardOrder
+from dqnet.errors import UserError
+
+TWO_FILES = 4000 / 2**20  # megabytes of tar that two of the small images fill
+
+
+@pytest.fixture
+def shards(image_folder, tmp_path):
+    make_shards(image_folder, tmp_path / "shards", TWO_FILES)
+    return tmp_path / "shards"
+
+
+@pytest.fixture
+def of_shards(config):
+    """``of_shards(root, key=value, ...)``: the configuration that reads them."""
+    target = "dqnet.data.shards.load"
+    return lambda root, **changes: config(_target_=target, root=str(root), cache=False, **changes)
+
+
+def content(folder):
+    """(class, bytes) of every image in a folder of classes, in ImageFolder's order."""
+    return [(label, Path(path).read_bytes()) for path, label in ImageFolder(str(folder)).samples]
+
+
+def test_shards_hold_the_files_and_their_classes(shards, image_folder):
+    info = json.loads((shards / "_info.json").read_text())
+    assert info["class_names"] == ["cat", "dog"]
+    for name, split in info["splits"].items():
+        images, labels = {}, {}
+        for file, length in zip(split["filenames"], split["shard_lengths"], strict=True):
+            with tarfile.open(shards / file) as tar:
+                members = tar.getmembers()
+                assert len(members) == 2 * length == 4
+                for member in members:
+                    key, _, kind = member.name.partition(".")
+                    into = labels if kind == "cls" else images
+                    into[key] = tar.extractfile(member).read()
+        stored = [(int(labels[key]), images[key]) for key in sorted(images)]
+        assert sorted(stored) == sorted(content(image_folder / name))
+        assert split["num_samples"] == len(stored)
+        if name == "test":
+            assert stored == content(image_folder / name)
+
+
+def test_timm_reads_them_too(shards, image_folder):
+    read = timm.data.create_dataset("wds/set", str(shards), split="test", input_key="jpg;png")
+    for (image, label), (wanted, wanted_label) in zip(
+        read, ImageFolder(image_folder / "test"), strict=True
+    ):
+        assert label == wanted_label
+        assert image.tobytes() == wanted.tobytes()
+
+
+def test_test_images_are_those_of_the_folder(shards, image_folder, of_shards, config):
+    folder = config(root=str(image_folder), cache=False)
+    read = [next(iter(loaders(load_data(c), c, 0).test)) for c in (of_shards(shards), folder)]
+    assert torch.equal(read[0][0], read[1][0])
+    assert torch.equal(read[0][1], read[1][1])
+
+
+def test_processes_share_the_batches_of_one(shards, of_shards):
+    chosen = of_shards(shards, batch_size=4)
+
+    def made(**place):
+        return loaders(load_data(chosen), chosen, 0, **place)
+
+    ranks = [made(rank=rank, world_size=2) for rank in range(2)]
+    for part in ("train", "test"):
+        for (x, y), *shares in zip(*(getattr(m, part) for m in (made(), *ranks)), strict=True):
+            assert torch.equal(torch.cat([share[0] for share in shares]), x)
+            assert torch.equal(torch.cat([share[1] for share in shares]), y)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=30),
+    share=st.sampled_from([1, 2, 3, 4, 8]),
+    world_size=st.sampled_from([1, 2, 4]),
+    epoch=st.integers(0, 2),
+)
+def test_every_image_once_in_an_order_that_processes_do_not_change(
+    lengths, share, world_size, epoch
+):
+    shard = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    indices = torch.arange(len(shard))
+    batch_size = share * world_size
+    if len(shard) < batch_size:
+        return
+
+    def order(rank=0, world_size=1):
+        made = ShardOrder(shard, indices, batch_size, 3, rank=rank, world_size=world_size)
+        made.epoch = epoch
+        return made
+
+    alone = order()
+    everything = torch.cat(alone.batches())
+    assert len(everything.unique()) == len(everything) == len(shard) // batch_size * batch_size
+    ranks = [order(rank, world_size).batches() for rank in range(world_size)]
+    for whole, *shares in zip(alone.batches(), *ranks, strict=True):
+        assert torch.equal(torch.cat(shares), whole)
+    # A shard is read by two processes only where their runs of shards meet.
+    read = [set(shard[torch.cat(batches)].tolist()) for batches in ranks]
+    assert sum(map(len, read)) <= len(set.union(*read)) + world_size - 1
+
+
+def test_order_depends_on_seed_and_epoch_only():
+    shard = torch.arange(10).repeat_interleave(10)
+
+    def order(seed, epoch, skip=0):
+        made = ShardOrder(shard, torch.arange(100), 10, seed)
+        made.epoch, made.skip = epoch, skip
+        return torch.cat(made.batches()).tolist()
+
+    first = order(1, 0)
+    torch.manual_seed(99)
+    assert order(1, 0) == first
+    assert order(1, 0, skip=3) == first[30:]
+    assert len({tuple(o) for o in (first, order(1, 1), order(2, 0))}) == 3
+
+
+def test_a_batch_comes_from_many_shards():
+    shard = torch.arange(32).repeat_interleave(16)
+    batches = ShardOrder(shard, torch.arange(512), 32, 0).batches()
+    assert min(len(shard[batch].unique()) for batch in batches) > 16
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root: (root / "_info.json").unlink(), "holds no whole set of shards"),
+        (lambda root: (root / "_info.json").write_text("{"), "_info.json cannot be read"),
+        (lambda root: (root / "train.npz").write_text("x"), "train.npz is missing or damaged"),
+        (lambda root: (root / "test-00001.tar").unlink(), "test-00001.tar is missing"),
+        (lambda root: (root / "test-00001.tar").write_bytes(b"x" * 600), "is missing or not whole"),
+    ],
+)
+def test_sets_that_are_not_whole(shards, of_shards, spoil, message):
+    spoil(shards)
+    with pytest.raises(UserError, match=message):
+        load_data(of_shards(shards))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"root": "nowhere"}, "data.root nowhere is not a folder"),
+        ({"damaged": "skip"}, "--skip-damaged"),
+    ],
+)
+def test_settings_that_do_not_go_with_shards(shards, of_shards, changes, message):
+    with pytest.raises(UserError, match=message):
+        load_data(of_shards(**{"root": shards, **changes}))
+
+
+def test_damaged_image_is_named_or_left_out(image_folder, of_shards, tmp_path):
+    (image_folder / "test/cat/0.png").write_bytes(b"no image")
+    make_shards(image_folder, tmp_path / "all")
+    chosen = of_shards(tmp_path / "all")
+    with pytest.raises(UserError, match=r"test-00000\.tar: 000000000"):
+        list(loaders(load_data(chosen), chosen, 0).test)
+    make_shards(image_folder, tmp_path / "whole", skip_damaged=True)
+    assert len(load_data(of_shards(tmp_path / "whole")).test) == 3
+
+
+def test_command(image_folder, tmp_path, monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["make_shards", *map(str, arguments)])
+        with monkeypatch.context() as patch:
+            patch.delitem(sys.modules, "dqnet.data.make_shards")
+            runpy.run_module("dqnet.data.make_shards", run_name="__main__")
+
+    run(image_folder, tmp_path / "new", "--shard-size", TWO_FILES)
+    assert "train: 12 images in 6 shards" in capsys.readouterr().out
+    for arguments, message in [
+        ((image_folder, tmp_path / "new"), "is not an empty folder"),
+        ((image_folder, tmp_path / "x", "--shard-size", "0"), "--shard-size 0 must be above 0"),
+        ((tmp_path / "nowhere", tmp_path / "x"), "nowhere is not a folder"),
+    ]:
+        with pytest.raises(SystemExit, match=f"error: .*{message}"):
+            run(*arguments)
+    assert not (tmp_path / "x").exists()

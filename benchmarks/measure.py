@@ -72,12 +72,18 @@ def saved_bytes(step: Callable[[], Any], parameters: list[Tensor]) -> int:
     return sum(size for size, _ in storages.values())
 
 
-def resident_bytes(field: str) -> int:
-    """This process's resident memory: ``VmRSS`` now, ``VmHWM`` at its peak (Linux)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+def resident_bytes(field: str, process: int | str = "self") -> int:
+    """A process's resident memory: ``VmRSS`` now, ``VmHWM`` at its peak (Linux).
+
+    Args:
+        field: which of the two.
+        process: its number; this one by default.
+    """
+    path = Path(f"/proc/{process}/status")
+    for line in path.read_text().splitlines():
         if line.startswith(f"{field}:"):
             return 1024 * int(line.split()[1])
-    raise RuntimeError(f"/proc/self/status has no {field}")
+    raise RuntimeError(f"{path} has no {field}")
 
 
 def machine() -> dict[str, Any]:

@@ -263,6 +263,7 @@ def test_order_does_not_matter():
         "trainer.device=cuda:1",
         "++trainer.device=cpu",
         "trainer.progress=false",
+        "trainer.checkpoint_minutes=1",
         "data.workers=3",
         "data.download=true",
         "logger=wandb",

@@ -177,7 +177,10 @@ def test_folder_of_another_run_is_refused(uninterrupted, run, change):
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("change", ["data.workers=1", "trainer.device=auto", "logger.name=wandb"])
+@pytest.mark.parametrize(
+    "change",
+    ["data.workers=1", "trainer.device=auto", "trainer.checkpoint_steps=5", "logger.name=wandb"],
+)
 def test_circumstances_do_not_make_another_run(uninterrupted, run, change):
     done = uninterrupted("dorefa")
     assert run(*RICH["dorefa"], change, folder=done.folder).summary == done.summary
@@ -413,6 +416,7 @@ def test_zero_epochs_measure_the_model_as_it_is(run):
     "override, message",
     [
         ("trainer.epochs=-1", "trainer.epochs -1 must not be negative"),
+        ("trainer.checkpoint_steps=0", "trainer.checkpoint_steps 0 must be above 0, or null"),
         ("trainer.ema=1", r"trainer.ema 1.0 must be in \(0, 1\)"),
         ("seed=-1", "seed -1 must be from 0"),
         ("logger.name=tensorboard", "unknown logger 'tensorboard'"),

@@ -7,6 +7,7 @@ import pytest
 from crashing import AtCall, InSave, calls_of, run_and_crash
 from tiny import RICH, assert_same_run
 
+from dqnet.data.make_shards import make_shards
 from dqnet.engine import train as loop
 from dqnet.errors import UserError
 
@@ -44,20 +45,34 @@ def test_killed_while_a_checkpoint_is_written(run, config, tmp_path, stage, numb
     assert not list(folder.glob(".*"))
 
 
-@pytest.fixture
-def half_done(run, tmp_path, monkeypatch):
-    """A run that was cut off at its sixth of eight steps, each of which was saved."""
-    with monkeypatch.context() as patch:
-        step = loop.train_step
+def cut_off(run, update, *settings, folder):
+    """A run that ends like a killed one before an update of its weights."""
+    step = loop.train_step
 
-        def interrupted(learner, update, *args):
-            if update == 6:
-                raise KeyboardInterrupt
-            return step(learner, update, *args)
+    def interrupted(learner, number, *batch):
+        if number == update:
+            raise KeyboardInterrupt
+        return step(learner, number, *batch)
 
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop, "train_step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run("trainer.epochs=2", EVERY_STEP, folder=tmp_path / "run")
+        run(*settings, folder=folder)
+
+
+def test_shards_go_on_within_an_epoch(run, image_folder, tmp_path):
+    make_shards(image_folder("a", "b", "c"), tmp_path / "shards", shard_size=1e-3)
+    data = "data=shards", f"data.root={tmp_path / 'shards'}", "data.batch_size=2", "data.workers=0"
+    settings = *data, "trainer.epochs=2", EVERY_STEP
+    cut_off(run, 9, *settings, folder=tmp_path / "run")
+    continued = run(*settings, folder=tmp_path / "run")
+    assert "after epoch 1 of 2 and 3 of 6 steps" in continued.text
+    assert_same_run(continued, run(*settings))
+
+
+@pytest.fixture
+def half_done(run, tmp_path):
+    """A run that was cut off at its sixth of eight steps, each of which was saved."""
+    cut_off(run, 6, "trainer.epochs=2", EVERY_STEP, folder=tmp_path / "run")
     return tmp_path / "run"
 
 

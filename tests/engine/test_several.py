@@ -100,6 +100,19 @@ def test_continued_run_is_read_by_the_main_process_for_all(shared):
     assert same(*({**r.summary, "seconds": 0} for r in (continued, whole)))
 
 
+def test_another_number_of_processes_may_continue(run, shared, tmp_path, double):
+    settings = "trainer.epochs=2", "optim.lr=0.02"
+    alone = run(*settings).metrics
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+        step = loop.train_step
+        patch.setattr(loop, "train_step", lambda a, n, *b: step(a, n, *b) if n < 6 else 1 / 0)
+        shared(*settings)
+    continued = run(*settings, folder=tmp_path / "run-0")
+    assert "after epoch 1 of 2" in continued.text
+    for one, other in zip(alone, continued.metrics, strict=True):
+        assert numbers(other) == pytest.approx(numbers(one), rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -94,6 +94,8 @@ class LossConfig:
     penalty: str = MISSING  # "bit_flops" or "mean_width"
     mutual_information: float = MISSING  # beta; 0 is the paper's plain recipe
     label_smoothing: float = MISSING
+    # The part of the training with that term. Checkpoints written before it existed lack it.
+    mutual_information_until: float = 1.0
 
 
 @dataclass

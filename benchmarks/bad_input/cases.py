@@ -129,6 +129,7 @@ RANGES = _train(
     ("optim.schedule=step optim.decay_epochs=0", "optim.decay_epochs 0", "above 0"),
     ("loss.alpha=-1", "loss.alpha -1.0", "not be negative"),
     ("loss.mutual_information=-1", "loss.mutual_information -1.0", "not be negative"),
+    ("loss.mutual_information_until=2", "loss.mutual_information_until 2.0", "in [0, 1]"),
     ("loss.label_smoothing=1", "loss.label_smoothing 1.0", "[0, 1)"),
     ("data.batch_size=0", "data.batch_size", "at least 1"),
     ("data.size=0", "data.size", "at least 1"),

@@ -17,6 +17,10 @@ PENALTIES = ("bit_flops", "mean_width")
 class Objective:
     """loss = cross-entropy + α · penalty − β · I(image; choice).
 
+    The last term, past the paper, keeps the routing from collapsing into one for all images while
+    widths are hardly told apart. It also asks for different widths where they do not help, so it
+    may end early: β is 0 after ``mutual_information_until`` of the training.
+
     Attributes:
         target_bits: the target as a width; ``None`` for a float model.
         target: the same in Bit-FLOPs.
@@ -28,6 +32,9 @@ class Objective:
         for key in ("alpha", "mutual_information"):
             if getattr(config, key) < 0:
                 raise UserError(f"loss.{key} {getattr(config, key)} must not be negative")
+        if not 0 <= config.mutual_information_until <= 1:
+            until = config.mutual_information_until
+            raise UserError(f"loss.mutual_information_until {until} must be in [0, 1]")
         if not 0 <= config.label_smoothing < 1:
             raise UserError(f"loss.label_smoothing {config.label_smoothing} must be in [0, 1)")
         self.config = config
@@ -66,10 +73,16 @@ class Objective:
         information = mutual_information(output.scores)
         return {"loss": task, "penalty": penalty.float(), "mutual_information": information}
 
-    def total(self, terms: dict[str, Tensor]) -> Tensor:
-        """The weighted sum that is minimised."""
+    def total(self, terms: dict[str, Tensor], progress: float = 0.0) -> Tensor:
+        """The weighted sum that is minimised.
+
+        Args:
+            terms: what :meth:`terms` returned.
+            progress: how much of the training is done, in [0, 1).
+        """
         total = terms["loss"]
         if "penalty" in terms:
             total = total + self.config.alpha * terms["penalty"]
-            total = total - self.config.mutual_information * terms["mutual_information"]
+            if progress < self.config.mutual_information_until:
+                total = total - self.config.mutual_information * terms["mutual_information"]
         return total

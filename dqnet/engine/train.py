@@ -273,14 +273,15 @@ def train_step(learner: Learner, update: int, images: Tensor, labels: Tensor) ->
     """
     config, device, model = learner.config, learner.device, learner.model
     learner.schedule.step_update(update)
-    set_temperature(model, config.quant.controller, update / learner.updates)
+    progress = update / learner.updates
+    set_temperature(model, config.quant.controller, progress)
     images, labels = device.images(images), labels.to(device.torch_device)
 
     # Of all processes: the penalty of the global batch is not the mean of its parts' penalties.
     output, labels = device.gather(forward(learner.runner, model, images), labels)
     terms = learner.objective.terms(output, labels)
     learner.optimizer.zero_grad()
-    device.backward(learner.objective.total(terms))
+    device.backward(learner.objective.total(terms, progress))
     if config.optim.clip_grad is not None:
         nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_grad)
     learner.optimizer.step()

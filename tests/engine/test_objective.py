@@ -84,6 +84,16 @@ def test_loss_with_the_price_of_bit_flops(model, settings, target_bits, beta, sm
     assert Objective(built, chosen)(output, labels).item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("progress, beta", [(0.0, 0.3), (0.49, 0.3), (0.5, 0.0), (0.9, 0.0)])
+def test_information_counts_until_a_part_of_the_training(model, settings, progress, beta):
+    output, labels = some_output(4)
+    chosen = settings(alpha=0.0, mutual_information=0.3, mutual_information_until=0.5)
+    objective = Objective(model(), chosen)
+    total = objective.total(objective.terms(output, labels), progress).item()
+    expected = cross_entropy(output, labels, 0) - beta * information(output)
+    assert total == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("target_bits", [2.7, 3.3])
 def test_loss_with_the_price_of_width(model, settings, target_bits):
     output, labels = some_output(4)
@@ -141,6 +151,10 @@ def test_target_is_the_middle_width_unless_given(model, settings, form, target_b
         ({"penalty": "bits"}, "unknown loss.penalty 'bits'; did you mean 'bit_flops'"),
         ({"alpha": -1.0}, "loss.alpha -1.0 must not be negative"),
         ({"mutual_information": -1.0}, "loss.mutual_information -1.0 must not be negative"),
+        (
+            {"mutual_information_until": 1.5},
+            r"loss.mutual_information_until 1.5 must be in \[0, 1\]",
+        ),
         ({"label_smoothing": 1.0}, r"loss.label_smoothing 1.0 must be in \[0, 1\)"),
         ({"target_bits": 9.0}, r"target_bits=9 cannot be reached: .* from 2\.\d+ to 3\.\d+ bits"),
     ],

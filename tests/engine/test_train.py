@@ -11,6 +11,7 @@ from dqnet import static_bit_flops
 from dqnet.data import ImageArray
 from dqnet.engine import checkpoint
 from dqnet.engine import train as loop
+from dqnet.engine.objective import Objective
 from dqnet.errors import UserError
 
 EPOCH_KEYS = {
@@ -372,6 +373,19 @@ def test_temperature_falls_geometrically_to_its_end(run, monkeypatch):
     monkeypatch.setattr(loop, "set_temperature", record)
     run("quant.controller.tau=4", "quant.controller.tau_end=0.25", "trainer.epochs=2")
     assert seen == pytest.approx([4 * (1 / 16) ** (i / 8) for i in range(8)])
+
+
+def test_loss_is_told_how_much_of_the_training_is_done(run, monkeypatch):
+    seen = []
+    total = Objective.total
+
+    def record(objective, terms, progress):
+        seen.append(progress)
+        return total(objective, terms, progress)
+
+    monkeypatch.setattr(Objective, "total", record)
+    run("trainer.epochs=2")
+    assert seen == [i / 8 for i in range(8)]
 
 
 def test_lr_in_metrics_is_that_of_the_epochs_last_update(run):

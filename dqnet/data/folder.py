@@ -31,18 +31,8 @@ def load(config: DataConfig) -> Splits:
     """
     if config.root is None:
         raise UserError("give the folder of the images with data.root=PATH")
-    try:
-        train_folder, test_folder = part_folders(Path(config.root).expanduser())
-    except PermissionError as error:
-        raise _unreadable(error) from error
-    skip = config.damaged == "skip"
-    class_names, train, damaged_train = scan(train_folder, skip)
-    test_class_names, test, damaged_test = scan(test_folder, skip)
-    if class_names != test_class_names:
-        raise UserError(
-            f"the classes of {train_folder} and {test_folder} differ; only in one of them: "
-            + _few(sorted(set(class_names) ^ set(test_class_names)))
-        )
+    root, skip = Path(config.root).expanduser(), config.damaged == "skip"
+    class_names, train, test, damaged = scan(root, skip)
     size = config.size
     num_bytes = 3 * size**2 * (len(train) + len(test))
     if config.cache and num_bytes > MAX_CACHE_BYTES:
@@ -56,12 +46,32 @@ def load(config: DataConfig) -> Splits:
         num_classes=len(class_names),
         class_names=class_names,
         image_shape=(3, size, size),
-        damaged=damaged_train + damaged_test,
+        damaged=damaged,
     )
 
 
-def part_folders(root: Path) -> tuple[Path, Path]:
-    """The folders of the training and of the test part."""
+def scan(root: Path, skip: bool) -> tuple[tuple[str, ...], ImageFiles, ImageFiles, tuple[str, ...]]:
+    """The class names, the training and the test files, and those that were left out if ``skip``.
+
+    Raises:
+        UserError: a folder is missing, unreadable, without classes or without images, or the
+            classes of the parts differ.
+    """
+    try:
+        train_folder, test_folder = _part_folders(root)
+    except PermissionError as error:
+        raise _unreadable(error) from error
+    class_names, train, damaged_train = _scan_part(train_folder, skip)
+    test_class_names, test, damaged_test = _scan_part(test_folder, skip)
+    if class_names != test_class_names:
+        raise UserError(
+            f"the classes of {train_folder} and {test_folder} differ; only in one of them: "
+            + _few(sorted(set(class_names) ^ set(test_class_names)))
+        )
+    return class_names, train, test, damaged_train + damaged_test
+
+
+def _part_folders(root: Path) -> tuple[Path, Path]:
     if not root.is_dir():
         raise UserError(f"data.root {root} is not a folder")
     train_folder = root / "train"
@@ -73,7 +83,7 @@ def part_folders(root: Path) -> tuple[Path, Path]:
     return train_folder, test_folder
 
 
-def scan(folder: Path, skip: bool) -> tuple[tuple[str, ...], ImageFiles, tuple[str, ...]]:
+def _scan_part(folder: Path, skip: bool) -> tuple[tuple[str, ...], ImageFiles, tuple[str, ...]]:
     """The class names of a part, its files, and those that were left out if ``skip``."""
     _check_readable(folder)
     try:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dqnet.data.folder import part_folders, scan
+from dqnet.data.folder import scan
 from dqnet.data.shards import INFO, PARTS
 from dqnet.data.splits import ImageFiles
 from dqnet.errors import UserError
@@ -50,14 +50,11 @@ def make_shards(
         raise UserError(f"--shard-size {shard_size:g} must be above 0")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UserError(f"{destination} is not an empty folder; name another, or remove it")
-    parts = [scan(folder, skip_damaged) for folder in part_folders(source)]
-    class_names = parts[0][0]
-    if class_names != parts[1][0]:
-        raise UserError(f"the classes of the parts of {source} differ")
+    class_names, *parts, _ = scan(source, skip_damaged)
     info: dict[str, Any] = {"class_names": class_names, "splits": {}}
     try:
         destination.mkdir(parents=True, exist_ok=True)
-        for name, (_, files, _) in zip(PARTS, parts, strict=True):
+        for name, files in zip(PARTS, parts, strict=True):
             order = torch.arange(len(files))
             if name == "train":
                 order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0))

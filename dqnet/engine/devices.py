@@ -11,6 +11,7 @@ from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from dqnet.config import TrainerConfig
+from dqnet.engine.connection import connect
 from dqnet.engine.memory import keep_freed_memory
 from dqnet.errors import UserError, unknown_name
 from dqnet.layers.global_batch_norm import synchronize_batch_norms
@@ -55,6 +56,8 @@ class Device:
             strategy="auto" if launched() == 1 else DDPStrategy(process_group_backend=backend),
             precision=PRECISIONS[config.precision],
         )
+        if launched() > 1:
+            connect(backend)
         self.fabric.launch()
         self.rank, self.world_size = rank(), world_size()
         channels_last = config.channels_last

@@ -58,7 +58,7 @@ class Controller(nn.Module):
             channels = SEPARATE_CHANNELS[-1]
         features = 2 * channels if config.pool == "mean_std" else channels
         self.norm = _BatchNorm1d(features) if config.batch_norm else nn.Identity()
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = _Dropout(config.dropout)
         self.fc1 = nn.Linear(features, config.hidden)
         self.act = ACTIVATIONS[config.activation]()
         self.fc2 = nn.Linear(config.hidden, layers * widths)
@@ -108,6 +108,16 @@ class Controller(nn.Module):
         soft = ((scores + gumbel) / self.tau).softmax(-1)
         # soft − soft is exactly zero, so the routing is exactly one-hot.
         return one_hot_max(soft) + (soft - soft.detach())
+
+
+class _Dropout(nn.Dropout):
+    """The same draws for an image, like its Gumbel noise, whatever the number of processes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        kept = own_rows(lambda n: x.new_empty(n, *x.shape[1:]).bernoulli_(1 - self.p), len(x))
+        return x * kept / (1 - self.p)
 
 
 class _OneValueNorm(nn.modules.batchnorm._BatchNorm):

@@ -112,6 +112,16 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(controller(x), controller(x))
 
 
+def test_dropout_is_torchs():
+    controller, x = build(batch_norm=False, dropout=0.3), features(1000)
+    pooled = controller.pool(x)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        expected = torch.nn.functional.dropout(pooled, 0.3)
+        torch.manual_seed(0)
+        torch.testing.assert_close(controller.dropout(pooled), expected)
+
+
 @pytest.mark.parametrize("kind", ["shared", "separate"])
 def test_the_gradient_reaches_what_the_controller_reads(kind):
     x = features().requires_grad_()

@@ -16,7 +16,11 @@ FORMS = {
     "dynamic": ["data.val_fraction=0.25", "loss.target_bits=2.5"],
     "lsq, averaged": ["quant=lsq", "trainer.ema=0.9"],
     "pact, sampled": ["quant=pact", "quant.choice_gradient=sampled", "optim.clip_grad=0.5"],
-    "controller of its own": ["quant.controller.kind=separate", "loss=mean_width"],
+    "controller of its own, dropout": [
+        "quant.controller.kind=separate",
+        "quant.controller.dropout=0.3",
+        "loss=mean_width",
+    ],
     "float": ["quant=none"],
     "static": ["quant=lsq", "quant.widths=[3]"],
 }

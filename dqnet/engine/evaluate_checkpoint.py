@@ -25,6 +25,7 @@ from dqnet.engine.tables import print_damaged, print_summary
 from dqnet.engine.train import summarize
 from dqnet.engine.weights import load_own_weights
 from dqnet.errors import UserError, unknown_name
+from dqnet.processes import launched
 from dqnet.report.runs import read_run
 
 SPLITS = ("test", "val")
@@ -44,6 +45,8 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> d
         The content of ``eval.json``.
     """
     console = console or Console()
+    if launched() > 1:
+        raise UserError("eval.py is one process: start it with python, not torchrun")
     if config.checkpoint is None:
         raise UserError("name a checkpoint: python eval.py checkpoint=runs/NAME/best.pt")
     if config.split not in SPLITS:

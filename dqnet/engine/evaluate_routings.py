@@ -63,6 +63,9 @@ def evaluate_routings(
 
     Returns:
         R results, in the order of ``routings``.
+
+    Raises:
+        ValueError: if the batches have another number of images than ``routings``.
     """
     training = model.training
     model.eval()
@@ -93,6 +96,8 @@ def evaluate_routings(
             run_losses[some] = loss.double().cpu()
         correct[:, part], losses[:, part] = run_correct[index[1:]], run_losses[index[1:]]
     model.train(training)
+    if start != routings.shape[1]:
+        raise ValueError(f"batches of {start} images, routings of {routings.shape[1]}")
     return [
         Routed(routing, hits, loss, cost_of(model, routing))
         for routing, hits, loss in zip(routings, correct, losses, strict=True)

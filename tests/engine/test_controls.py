@@ -294,6 +294,14 @@ def test_controls_of_a_run(run, measure, tmp_path):
     assert not (tmp_path / "curve.csv").exists()
 
 
+@pytest.mark.parametrize("part", [slice(3), slice(1, None)])
+def test_images_without_an_answer_are_an_error(built, batches, part):
+    """Their rows would be whatever the memory held."""
+    own = own_of(built, batches)
+    with pytest.raises(ValueError, match=rf"images, routings of {N}"):
+        answers_of(built, batches[part], own, {"own": own.chosen.byte()})
+
+
 def test_chosen_at_zero_is_what_the_network_chose(built, batches):
     own = own_of(built, batches)
     assert torch.equal(chosen_at(built, own.scores, 0.0), own.chosen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def explain(
     splits: Splits,
     batches: Loader,
     checkpoint: tuple[Path, dict[str, Any]] | None,
+    failed: int,
     step: Step,
 ) -> str:
     """Repeats the training from its last good checkpoint until it fails; says in one line where.
@@ -54,40 +56,46 @@ def explain(
         splits: the run's.
         batches: its training data.
         checkpoint: where it is repeated from, and the content; ``None``: from the beginning.
+        failed: the number of updates after which it had failed; none more is made.
         step: makes one training step and returns the terms of its loss.
     """
     learner = Learner(config, device, splits, len(batches))
-    start, skip, kept = 0, 0, "there was no checkpoint yet"
+    start, kept = 0, "there was no checkpoint yet"
     if checkpoint is not None:
         path, state = checkpoint
         learner.load_state_dict(state)
-        start, skip = state["epoch"], state.get("step", 0)
-        done = start * len(batches) + skip
-        kept = f"{path}, after step {done}, is the last good checkpoint"
+        start = state["epoch"] * len(batches) + state.get("step", 0)
+        kept = f"{path}, after step {start}, is the last good checkpoint"
     learner.model.train()
-    for epoch in range(start, config.trainer.epochs):
-        batches.set_epoch(epoch, skip)
-        for i, (images, labels) in enumerate(batches, skip):
-            try:
-                # Compiled layers do not run hooks.
-                with torch.compiler.set_stance("force_eager"), _every_value_checked(learner.model):
-                    terms = step(learner, epoch * len(batches) + i, images, labels)
-                for name, term in terms.items():
-                    _check(term, f"the loss's term {name}, each layer's output being finite")
-                for name, value in learner.model.state_dict().items():
-                    _check(value, f"{name.removeprefix(BACKBONE_PREFIX)} after the update")
-            except NotFiniteError as error:
-                return (
-                    f"the loss is not finite: at step {epoch * len(batches) + i + 1} "
-                    f"(step {i + 1} of epoch {epoch + 1}), learning rate {learner.lr:g}, the first "
-                    f"infinite or undefined value is {error}; lower optim.lr or set "
-                    f"optim.clip_grad; {kept}"
-                )
-        skip = 0
+    for update, (images, labels) in _updates(batches, start, failed):
+        try:
+            # Compiled layers do not run hooks.
+            with torch.compiler.set_stance("force_eager"), _every_value_checked(learner.model):
+                terms = step(learner, update, images, labels)
+            for name, term in terms.items():
+                _check(term, f"the loss's term {name}, each layer's output being finite")
+            for name, value in learner.model.state_dict().items():
+                _check(value, f"{name.removeprefix(BACKBONE_PREFIX)} after the update")
+        except NotFiniteError as error:
+            epoch, i = divmod(update, len(batches))
+            return (
+                f"the loss is not finite: at step {update + 1} (step {i + 1} of epoch "
+                f"{epoch + 1}), learning rate {learner.lr:g}, the first infinite or undefined "
+                f"value is {error}; lower optim.lr or set optim.clip_grad; {kept}"
+            )
     return (
         "the loss was not finite, but repeating its steps this did not happen again: "
         f"the same command goes on; {kept}"
     )
+
+
+def _updates(batches: Loader, start: int, end: int) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+    """The numbers of the updates from ``start`` to ``end - 1``, each with its batch."""
+    length = len(batches)
+    for epoch in range(start // length, ceil(end / length)):
+        first = max(start, epoch * length)
+        batches.set_epoch(epoch, skip=first - epoch * length)
+        yield from zip(range(first, end), batches, strict=False)  # the shorter ends it
 
 
 @contextmanager

@@ -21,7 +21,7 @@ class LossHistory:
         self._values = torch.empty(0, length)
         if state:
             first = torch.stack(tuple(state.values()))
-            self._start(tuple(state), first.device)
+            self._start(tuple(state))
             self._count = first.shape[1]
             self._values[:, : self._count] = first
 
@@ -33,7 +33,9 @@ class LossHistory:
         """Adds a step's terms, scalars; the same names at every step."""
         values = torch.stack([term.detach().double() for term in terms.values()])
         if not self._names:
-            self._start(tuple(terms), values.device)
+            self._start(tuple(terms))
+        # To begin with they are on the CPU, to which a checkpoint was read.
+        self._values = self._values.to(values.device)
         self._values[:, self._count] = values
         self._count += 1
 
@@ -51,6 +53,6 @@ class LossHistory:
         done = self._values[:, : self._count].cpu()
         return {name: row.clone() for name, row in zip(self._names, done, strict=True)}
 
-    def _start(self, names: tuple[str, ...], device: torch.device) -> None:
+    def _start(self, names: tuple[str, ...]) -> None:
         self._names = names
-        self._values = torch.zeros(len(names), self.length, dtype=torch.float64, device=device)
+        self._values = torch.zeros(len(names), self.length, dtype=torch.float64)

@@ -99,6 +99,7 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
             + (f" and {len(history)} of {len(data.train)} steps" if len(history) else ""),
             soft_wrap=True,
         )
+        del found, state  # a second copy of all weights
     metrics_file.keep_until(done)
     logger = None
     if config.logger.name == "wandb" and is_main():
@@ -138,6 +139,8 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
         # Quantizers that set themselves from data do so from training data.
         data.train.set_epoch(0)
         evaluate(model, itertools.islice(data.train, 1), device.images, device.autocast)
+        if learner.ema is not None:
+            learner.ema.set(model)
         best = {"epoch": None, "rank": None}
         save(best_path)
         save_last()
@@ -176,7 +179,8 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
                 console.print(line, highlight=False, soft_wrap=True)
     except NotFiniteError:
         good = from_main(lambda: load_last(last_path, previous_path))
-        message = explain(config, device, splits, data.train, good, train_step)
+        failed = done * len(data.train) + len(history)
+        message = explain(config, device, splits, data.train, good, failed, train_step)
         raise UserError(message) from None
     except Stopped as stopped:
         with suppress(NotFiniteError):

@@ -2,6 +2,7 @@
 
 import random
 import resource
+import weakref
 
 import pytest
 from crashing import AtCall, InSave, calls_of, run_and_crash
@@ -122,6 +123,26 @@ def test_position_within_an_epoch_does_not_depend_on_the_checkpoints(run, half_d
     """The same command with other intervals continues the run."""
     continued = run("trainer.epochs=2", "trainer.checkpoint_minutes=0.001", folder=half_done)
     assert_same_run(continued, run("trainer.epochs=2"), but_for=("config",))
+
+
+def test_checkpoint_does_not_stay_in_memory(run, half_done, monkeypatch):
+    read, weights, alive = loop.read_state, [], []
+
+    def watched(*args):
+        path, content = read(*args)
+        weights.extend(weakref.ref(value) for value in content["model"].values())
+        return path, content
+
+    step = loop.train_step
+
+    def looked(*args):
+        alive.extend(weight() is not None for weight in weights)
+        return step(*args)
+
+    monkeypatch.setattr(loop, "read_state", watched)
+    monkeypatch.setattr(loop, "train_step", looked)
+    run("trainer.epochs=2", EVERY_STEP, folder=half_done)
+    assert alive and not any(alive)
 
 
 def test_batches_that_are_done_are_not_loaded_again(run, half_done, monkeypatch):

@@ -22,6 +22,13 @@ def test_continued_history_is_that_of_an_epoch_in_one_piece(cut):
     assert continued.means() == filled(5, 5).means()
 
 
+def test_continued_history_goes_to_where_the_next_losses_are():
+    """A checkpoint is read to the CPU; a loss on the GPU would be waited for at every step."""
+    history = LossHistory(5, filled(5, 2).state_dict())
+    history.append({name: torch.zeros((), device="meta") for name in ("loss", "penalty")})
+    assert history._values.device.type == "meta"
+
+
 def test_means_are_those_of_the_steps_done():
     losses = torch.tensor([1 / 3, 1 / 4], dtype=torch.float32)
     assert filled(9, 2).means()["loss"] == losses.double().mean().item()

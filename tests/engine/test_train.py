@@ -426,6 +426,15 @@ def test_zero_epochs_measure_the_model_as_it_is(run):
     assert same(untouched.checkpoint()["model"], trained.checkpoint()["model"])
 
 
+def test_quantizers_of_the_average_are_set_from_training_data_too(run, measure):
+    averaged = run("trainer.epochs=0", "quant=lsq", "trainer.ema=0.9")
+    content = averaged.checkpoint("best.pt")
+    assert same(content["ema"], content["model"])
+    assert all(v for k, v in content["ema"].items() if k.endswith("initialized"))
+    alone = run("trainer.epochs=0", "quant=lsq")
+    assert averaged.summary["loss"] == alone.summary["loss"]
+
+
 @pytest.mark.parametrize(
     "override, message",
     [

@@ -128,6 +128,8 @@ CHECKPOINTS = {
     "other_model": _set("config/model/name", "resnet32_cifar"),
     "other_shape": _set("model/backbone.conv1.weight", torch.zeros(8, 1, 3, 3)),
     "other_classes": _set("num_classes", 7),
+    "other_names": _set("class_names", ["0", "1", "two", *map(str, range(3, 10))]),
+    "no_names": _set("class_names", 3),
     "other_images": _set("image_shape", [3, 8, 8]),
     "no_weights": _set("model", {"a": 1}),
     "diverged": _spoil_weights,

@@ -62,3 +62,11 @@ class Loaders:
     val: Loader | None
     test: Loader
     calibration: Loader
+
+    @property
+    def images(self) -> dict[str, int]:
+        """How many each part of the data has."""
+        parts = {"training": self.train, "validation": self.val, "test": self.test}
+        return {
+            name: 0 if part is None else len(part.order.indices) for name, part in parts.items()
+        }

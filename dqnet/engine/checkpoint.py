@@ -6,6 +6,7 @@ import io
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dqnet.config import TrainConfig
+from dqnet.data import Splits
 from dqnet.engine.files import write_atomically
 from dqnet.engine.weights import read_checkpoint
 from dqnet.errors import UserError
@@ -22,6 +24,8 @@ from dqnet.processes import is_main
 FORMAT = 1
 #: what is read of every checkpoint
 NEEDED = ("epoch", "ema", "num_classes", "image_shape", "wandb_id")
+#: what some of it is, if it is there
+KINDS = {"config": dict, "epoch": int, "image_shape": list, "class_names": list, "images": dict}
 #: settings that change where or how a run runs, not what it computes
 CIRCUMSTANCES = (
     "data.download",
@@ -74,9 +78,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     lacking = [key for key in NEEDED if key not in content]
     if lacking:
         raise UserError(f"{path} is not a whole checkpoint: it lacks {lacking[0]!r}")
-    if not isinstance(content["config"], dict):
-        kind = type(content["config"]).__name__
-        raise UserError(f"{path} holds a {kind} where its configuration should be")
+    for key, kind in KINDS.items():
+        if key in content and not isinstance(content[key], kind):
+            found = type(content[key]).__name__
+            raise UserError(f"{path} holds a {found} where its {key!r} should be")
     for key, value in _flatten(content["config"]).items():
         # train.py stores values. A stranger's interpolation could read the environment.
         if isinstance(value, str) and "${" in value:
@@ -85,32 +90,41 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_last(
-    last: Path, previous: Path, warn: Callable[[str], None] = lambda message: None
+def load_newest(
+    folder: Path, warn: Callable[[str], None] = lambda message: None
 ) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint of a run that can be read, and its path; ``None`` without any.
 
+    That is ``last.pt``; if it is damaged or missing ``previous.pt``, the one before; or
+    ``best.pt``, a whole checkpoint too, which is written before the ``last.pt`` of its epoch. After
+    a crash between the two it is the newest. To repeat its epoch would not do: where sums are not
+    the same each time the epoch may turn out worse, and the best one before it is overwritten.
+
     Args:
-        last: the newest one.
-        previous: the one before; it is read if ``last`` is damaged or missing.
-        warn: told about that in one line.
+        folder: the run folder.
+        warn: told in one line if ``last.pt`` cannot be read.
 
     Raises:
         UserError: if there is a checkpoint but none that can be read.
     """
-    if not last.exists() and not previous.exists():
+    paths = last, previous, _ = [folder / f"{name}.pt" for name in ("last", "previous", "best")]
+    if not any(path.exists() for path in paths):
         return None
-    try:
-        return last, load_checkpoint(last)
-    except UserError as error:
-        if not previous.exists():
-            raise
+    found: dict[Path, dict[str, Any]] = {}
+    errors: dict[Path, UserError] = {}
+    for path in paths:
+        if path == previous and last in found:
+            continue
         try:
-            content = load_checkpoint(previous)
-        except UserError as other:
-            raise UserError(f"{error}; {other}") from error
-        warn(f"{error}: going back to {previous}")
-        return previous, content
+            found[path] = load_checkpoint(path)
+        except UserError as error:
+            errors[path] = error
+    if not found:
+        raise UserError("; ".join(str(errors[path]) for path in paths if path.exists()))
+    newest = max(found, key=lambda path: (found[path]["epoch"], found[path].get("step", 0)))
+    if last in errors:
+        warn(f"{errors[last]}: going back to {newest}")
+    return newest, found[newest]
 
 
 def config_of(content: dict[str, Any], path: Path) -> TrainConfig:
@@ -138,6 +152,48 @@ def check_same_run(path: Path, stored: dict[str, Any], config: TrainConfig) -> N
         raise UserError(
             f"{path.parent} holds a run with {key}={before.get(key)}, not {now.get(key)}{more}: "
             "choose another (hydra.run.dir, hydra.sweep.dir), or remove that folder"
+        )
+
+
+def check_same_data(
+    path: Path,
+    content: dict[str, Any],
+    splits: Splits,
+    root: str | None,
+    images: dict[str, int] | None = None,
+) -> None:
+    """Raises UserError unless a checkpoint's classes and images are those of a data set.
+
+    Args:
+        path: the checkpoint.
+        content: what it holds.
+        splits: the data set.
+        root: its folder.
+        images: how many each part has, for a run that goes on: with others its batches would be
+            others, and its validation part. ``None``: any number.
+    """
+    where = "the data" if root is None else f"the data in {root}"
+    remedy = "name the data it was trained on, data.root=PATH"
+    if images is not None:
+        remedy = "restore the data, or choose another folder (hydra.run.dir)"
+    if splits.num_classes != content["num_classes"]:
+        raise UserError(
+            f"{path} classifies {content['num_classes']} classes, {where} has "
+            f"{splits.num_classes}: {remedy}"
+        )
+    names = list(splits.class_names)
+    for label, (was, now) in enumerate(zip_longest(content.get("class_names", names), names)):
+        if was != now:
+            raise UserError(f"{path} calls class {label} {was!r}, {where} {now!r}: {remedy}")
+    shape = list(splits.image_shape)
+    if shape != content["image_shape"]:
+        raise UserError(f"{path} is for images of {content['image_shape']}, {where} has {shape}")
+    before = content.get("images", images)
+    if images is not None and before != images:
+        counts = ", ".join(f"{count} {part}" for part, count in before.items())
+        raise UserError(
+            f"{path} is of a run with {counts} images, {where} has "
+            f"{', '.join(map(str, images.values()))}: {remedy}"
         )
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from dqnet.config import EvalConfig
 from dqnet.data import load_data, loaders
 from dqnet.engine.build import build_model
-from dqnet.engine.checkpoint import config_of, load_checkpoint
+from dqnet.engine.checkpoint import check_same_data, config_of, load_checkpoint
 from dqnet.engine.curve import write_curve
 from dqnet.engine.devices import Device
 from dqnet.engine.evaluate import evaluate
@@ -69,23 +69,14 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> d
     device = Device(run.trainer)
     splits = load_data(run.data)
     print_damaged(console, splits.damaged)
-    if splits.num_classes != content["num_classes"]:
-        where = "" if run.data.root is None else f" in {run.data.root}"
-        raise UserError(
-            f"{path} classifies {content['num_classes']} classes, the data{where} has "
-            f"{splits.num_classes}"
-        )
-    shape = tuple(content["image_shape"])
-    if splits.image_shape != shape:
-        raise UserError(
-            f"{path} is for images of {list(shape)}, the data has {list(splits.image_shape)}"
-        )
+    check_same_data(path, content, splits, run.data.root)
     data = loaders(splits, run.data, run.seed, device=device.torch_device)
     held_out = data.test if config.split == "test" else data.val
     if held_out is None:
         raise UserError("the run kept no validation part (data.val_fraction=0): use split=test")
 
-    model = build_model(run.model, run.quant, splits.num_classes, shape, load_weights=False)
+    shape, classes = splits.image_shape, splits.num_classes
+    model = build_model(run.model, run.quant, classes, shape, load_weights=False)
     load_own_weights(model, content, path)
     model = device.place(model)
     check_request(model, config)
@@ -109,7 +100,8 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> d
     results = summarize(evaluation, model, objective.target, shape) | {
         "target_bits": objective.target_bits,
         "checkpoint": str(path),
-        "epoch": content["epoch"],
+        # As in metrics.jsonl: the latest epoch that was done, from 0.
+        "epoch": content["epoch"] - 1 if content["epoch"] else None,
         "split": config.split,
         "seed": run.seed,
         "damaged_images": len(splits.damaged),

@@ -22,10 +22,11 @@ from dqnet.config import ControllerConfig, TrainConfig
 from dqnet.cost import FULL_PRECISION_BITS, controller_cost
 from dqnet.data import load_data, loaders
 from dqnet.engine.checkpoint import (
+    check_same_data,
     check_same_run,
     config_of,
     load_checkpoint,
-    load_last,
+    load_newest,
     save_checkpoint,
 )
 from dqnet.engine.devices import Device
@@ -81,6 +82,9 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
         splits, config.data, config.seed,
         device=device.torch_device, rank=device.rank, world_size=device.world_size,
     )  # fmt: skip
+    path, state = found or (None, None)
+    if state is not None:
+        check_same_data(path, state, splits, config.data.root, data.images)
     learner = Learner(config, device, splits, len(data.train))
     model, target, epochs = learner.model, learner.objective.target, config.trainer.epochs
 
@@ -89,8 +93,7 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
     metrics_file = MetricsFile(folder / "metrics.jsonl")
     done, history = 0, LossHistory(len(data.train))  # epochs, and steps of the one after them
     seconds, best, run_id = 0.0, None, None
-    if found is not None:
-        path, state = found
+    if state is not None:
         learner.load_state_dict(state)
         done, history = state["epoch"], LossHistory(len(data.train), state.get("history"))
         seconds, best, run_id = state["seconds"], state["best"], state["wandb_id"]
@@ -99,7 +102,7 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
             + (f" and {len(history)} of {len(data.train)} steps" if len(history) else ""),
             soft_wrap=True,
         )
-        del found, state  # a second copy of all weights
+    del found, state  # a second copy of all weights
     metrics_file.keep_until(done)
     logger = None
     if config.logger.name == "wandb" and is_main():
@@ -119,6 +122,7 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
             "num_classes": splits.num_classes,
             "class_names": list(splits.class_names),
             "image_shape": list(splits.image_shape),
+            "images": data.images,
             "wandb_id": None if logger is None else logger.run_id,
         }
         save_checkpoint(path, content, previous)
@@ -126,6 +130,9 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
     def save_last() -> None:
         save(last_path, previous_path)
         interval.restart()
+
+    if path is not None and path.name == best_path.name:
+        save_last()  # which the crash prevented
 
     def after_step() -> None:
         due = bool(largest(interval.step()))  # clocks differ from process to process
@@ -173,12 +180,12 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
                     logger.log(metrics, evaluation)
                 done, history = epoch + 1, LossHistory(len(data.train))
                 if best["epoch"] == epoch:
-                    save(best_path)
+                    save(best_path)  # before last.pt: see load_newest
                 save_last()
                 line = _epoch_line(metrics, epochs, target)
                 console.print(line, highlight=False, soft_wrap=True)
     except NotFiniteError:
-        good = from_main(lambda: load_last(last_path, previous_path))
+        good = from_main(lambda: load_newest(folder))
         failed = done * len(data.train) + len(history)
         message = explain(config, device, splits, data.train, good, failed, train_step)
         raise UserError(message) from None
@@ -213,7 +220,7 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
 def read_state(
     folder: Path, config: TrainConfig, console: Console | None = None
 ) -> tuple[Path, dict[str, Any]] | None:
-    """The last good checkpoint of a run folder and its path, if there is one.
+    """The newest good checkpoint of a run folder and its path, if there is one.
 
     Args:
         folder: the run folder.
@@ -221,17 +228,23 @@ def read_state(
         console: is told if the newest checkpoint is damaged.
 
     Raises:
-        UserError: if the folder's run has other settings, or no checkpoint can be read.
+        UserError: if the folder's run has other settings, or no checkpoint can be read, or it is
+            complete and has none any more.
     """
 
     def warn(message: str) -> None:
         if console is not None:
             console.print(f"warning: {message}", soft_wrap=True)
 
-    found = load_last(folder / "last.pt", folder / "previous.pt", warn)
+    found = load_newest(folder, warn)
     if found is not None:
         path, state = found
         check_same_run(path, asdict(config_of(state, path)), config)
+    elif (folder / "summary.json").exists():
+        raise UserError(
+            f"{folder} holds the summary of a complete run and none of its checkpoints: "
+            "choose another folder (hydra.run.dir), or remove that one"
+        )
     return found
 
 

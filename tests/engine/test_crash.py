@@ -5,6 +5,7 @@ import resource
 import weakref
 
 import pytest
+import torch
 from crashing import AtCall, InSave, calls_of, run_and_crash
 from tiny import RICH, assert_same_run
 
@@ -94,11 +95,79 @@ def test_damaged_checkpoint_is_replaced_by_the_one_before(run, half_done, kept):
     assert not previous.exists()
 
 
-def test_two_damaged_checkpoints_are_an_error_that_names_both(run, half_done):
+def test_two_damaged_checkpoints_leave_the_one_of_the_best_epoch(run, half_done):
     for name in ("last.pt", "previous.pt"):
         (half_done / name).write_bytes(b"")
-    with pytest.raises(UserError, match=r"last\.pt is not .*previous\.pt is not"):
+    continued = run("trainer.epochs=2", EVERY_STEP, folder=half_done)
+    assert f"going back to {half_done}/best.pt" in continued.text
+    assert f"continuing {half_done}/best.pt after epoch 1 of 2\n" in continued.text
+    assert_same_run(continued, run("trainer.epochs=2", EVERY_STEP))
+
+
+def test_without_a_whole_checkpoint_all_are_named(run, half_done):
+    for name in ("last.pt", "previous.pt", "best.pt"):
+        (half_done / name).write_bytes(b"")
+    named = r"last\.pt is not .*previous\.pt is not .*best\.pt is not"
+    with pytest.raises(UserError, match=named):
         run("trainer.epochs=2", EVERY_STEP, folder=half_done)
+
+
+VALIDATED = (
+    "quant=none",
+    "trainer.epochs=3",
+    "data.val_fraction=0.25",
+    "data.batch_size=20",
+    "optim.lr=0.02",
+)
+
+
+def killed_after_best(run, folder, *settings):
+    """A run that ends like a killed one between best.pt and last.pt of its second epoch."""
+    save = loop.save_checkpoint
+
+    def interrupted(path, content, *args):
+        if path.name == "last.pt" and content["epoch"] == 2:
+            raise KeyboardInterrupt
+        save(path, content, *args)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "save_checkpoint", interrupted)
+        run(*VALIDATED, *settings, folder=folder)
+    best = torch.load(folder / "best.pt", weights_only=True)
+    assert best["best"]["epoch"] == 1, "this run's second epoch is to be its best"
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_best_epoch_and_best_weights_belong_together(run, measure, tmp_path, monkeypatch, damaged):
+    """Though the steps after the crash lead elsewhere, as on a GPU: here to a worse network."""
+    killed_after_best(run, tmp_path / "run", "trainer.checkpoint_steps=2")
+    if damaged:
+        (tmp_path / "run/last.pt").write_bytes(b"")
+    step = loop.train_step
+
+    def elsewhere(learner, *args):
+        terms = step(learner, *args)
+        for parameter in learner.model.parameters():
+            parameter.data.zero_()
+        return terms
+
+    monkeypatch.setattr(loop, "train_step", elsewhere)
+    continued = run(*VALIDATED, "trainer.checkpoint_steps=2", folder=tmp_path / "run")
+    best = continued.summary["best_epoch"]
+    assert continued.checkpoint("best.pt")["best"] == continued.checkpoint()["best"]
+    assert continued.checkpoint("best.pt")["epoch"] == best + 1
+    figures = measure(continued.folder, split="val", output=str(tmp_path / "val"))
+    assert [m["epoch"] for m in continued.metrics] == [0, 1, 2]
+    assert figures["top1"] == continued.metrics[best]["val_top1"]
+    assert figures["top1"] == max(m["val_top1"] for m in continued.metrics)
+
+
+@pytest.mark.parametrize("settings", [(), ("trainer.epochs=2",)])
+def test_killed_between_best_and_last_checkpoint(run, tmp_path, settings):
+    killed_after_best(run, tmp_path / "run", *settings)
+    continued = run(*VALIDATED, *settings, folder=tmp_path / "run")
+    assert "best.pt after epoch 2" in continued.text
+    assert_same_run(continued, run(*VALIDATED, *settings))
 
 
 def test_disk_that_refuses_more_leaves_the_checkpoints_as_they_are(run, half_done):

@@ -44,6 +44,17 @@ def test_checkpoint_is_enough(trained, measure, tmp_path):
     assert measure(moved)["loss"] == trained.summary["loss"]
 
 
+def test_epoch_is_that_of_the_metrics(run, measure, tmp_path):
+    trained = run("quant=none", "trainer.epochs=3", "data.val_fraction=0.25")
+    for name, epoch in (("best.pt", trained.summary["best_epoch"]), ("last.pt", 2)):
+        figures = measure(trained.folder / name, split="val", output=str(tmp_path))
+        (line,) = (m for m in trained.metrics if m["epoch"] == figures["epoch"])
+        assert figures["epoch"] == epoch
+        assert figures["loss"] == pytest.approx(line["val_loss"], rel=1e-6)
+    untrained = run("quant=none", "trainer.epochs=0").folder
+    assert measure(untrained)["epoch"] is None
+
+
 def test_float_weights_are_not_needed_again(run, measure, tmp_path):
     weights = tmp_path / "float.pt"
     weights.write_bytes((run("quant=none").folder / "best.pt").read_bytes())

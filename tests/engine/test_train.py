@@ -145,9 +145,21 @@ def test_interrupted_run_ends_as_if_it_had_not_been(run, uninterrupted, tmp_path
     assert not list((tmp_path / "run").glob(".*"))
 
 
+def interrupt_before_checkpoints(monkeypatch):
+    """The second epoch's metrics written, neither of its checkpoints."""
+    save = loop.save_checkpoint
+
+    def interrupted(path, content, *args):
+        if content["epoch"] == 2:
+            raise KeyboardInterrupt
+        save(path, content, *args)
+
+    monkeypatch.setattr(loop, "save_checkpoint", interrupted)
+
+
 def test_line_cut_off_in_metrics_is_written_anew(run, uninterrupted, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        interrupt_between_checkpoints(patch)
+        interrupt_before_checkpoints(patch)
         with pytest.raises(KeyboardInterrupt):
             run(*RICH["dorefa"], folder=tmp_path)
     file = tmp_path / "metrics.jsonl"
@@ -166,6 +178,24 @@ def test_complete_run_returns_its_summary_and_computes_nothing(uninterrupted, ru
     assert again.summary == done.summary
     assert {path: path.stat().st_mtime_ns for path in done.folder.iterdir()} == before
     assert "complete" in again.text
+
+
+def test_complete_run_may_lose_its_last_checkpoint(run, monkeypatch):
+    settings = "quant=none", "data.val_fraction=0.25"
+    done = run(*settings)
+    (done.folder / "last.pt").unlink()
+    before = {path: path.stat().st_mtime_ns for path in done.folder.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.delattr(loop, "Learner")
+        assert run(*settings, folder=done.folder).summary == done.summary
+        with pytest.raises(UserError, match=r"holds a run with seed=0, not 9"):
+            run(*settings, "seed=9", folder=done.folder)
+    assert {path: path.stat().st_mtime_ns for path in done.folder.iterdir()} == before
+    (done.folder / "best.pt").unlink()
+    with pytest.raises(UserError, match=r"the summary of a complete run and none of its check"):
+        run(*settings, folder=done.folder)
+    names = {path.name for path in done.folder.iterdir()}
+    assert names == {"metrics.jsonl", "summary.json"}
 
 
 @pytest.mark.parametrize("change", ["seed=9", "optim.lr=0.123", "quant.widths=[2,4]"])

@@ -199,3 +199,13 @@ class EvalConfig:
     logger: LoggerConfig = field(default_factory=lambda: LoggerConfig(name="none"))
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
     trainer: EvalTrainerConfig = field(default_factory=EvalTrainerConfig)
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested configuration as dotted name → value; lists are values."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat

@@ -63,7 +63,9 @@ def compare(
     console = console or Console()
     runs, unfinished = find_runs(folders)
     for folder in unfinished:
-        console.print(f"unfinished, not counted: {folder}", highlight=False, soft_wrap=True)
+        console.print(
+            f"unfinished, not counted: {folder}", highlight=False, soft_wrap=True, markup=False
+        )
     if not runs:
         raise UserError(f"no finished run (summary.json) below {', '.join(map(str, folders))}")
     groups = group(runs)
@@ -79,12 +81,12 @@ def compare(
         text = [f"# {title}", "![accuracy against Bit-FLOPs](compare.png)", *map(markdown, tables)]
         (out / "compare.md").write_text("\n\n".join(text) + "\n")
     except OSError as error:
-        raise UserError(f"{error.filename} cannot be written: {error.strerror}") from error
+        raise UserError(f"{error.filename or out} cannot be written: {error.strerror}") from error
     for table in tables:
         show(console, table)
     written = f"written to {out}: compare.csv, .md, .png and .pdf"
     written += ", pairs.csv" if pairs else ""
-    console.print(written, highlight=False, soft_wrap=True)
+    console.print(written, highlight=False, soft_wrap=True, markup=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

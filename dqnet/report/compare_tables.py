@@ -11,6 +11,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dqnet.report.groups import Group
@@ -85,7 +86,7 @@ def show(console: Console, table: TextTable) -> None:
         shown.add_column(header, no_wrap=name != "setting", overflow="fold")
     for row in table.rows:
         # Of a setting only the last part of its key.
-        shown.add_row(*(re.sub(r"[\w./]+\.(?=\w+=)", "", row[i]) for i in kept))
+        shown.add_row(*(escape(re.sub(r"[\w./]+\.(?=\w+=)", "", row[i])) for i in kept))
     console.print(shown)
 
 
@@ -183,6 +184,7 @@ def _pair_cells(pair: Pair) -> dict[str, str]:
     return {
         "method": pair.static.method,
         "setting": ", ".join(pair.settings),
+        "widths": widths(pair.dynamic.widths) if pair.dynamic else "",
         "target": _text(pair.static.target_bits, "g"),
         "static top-1 %": _text(pair.static.mean("top1"), ".2f"),
         "dynamic top-1 %": _text(pair.dynamic and pair.dynamic.mean("top1"), ".2f"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -17,18 +18,23 @@ from dqnet.report.runs import CurvePoint, Run
 #: result, as a recipe or a sweep may set them untyped and results of other lengths do not compare
 NOT_IN_LABEL = re.compile(
     r"seed=|quant=|quant\.(quantizer|widths)=|loss\.target_bits=|data\.(root|workers|download)="
-    r"|model\.checkpoint_path=|trainer\.(device|progress|epochs)=|(logger|hydra|sweep)\b"
+    r"|model\.checkpoint_path=|trainer\.(device|progress|epochs|checkpoint_\w+)="
+    r"|(logger|hydra|sweep)\b"
 )
+#: of a configuration: where a run was made, which counts only if nothing else explains that a seed
+#: comes twice
+PATHS = ("data.root", "model.checkpoint_path")
 KINDS = ("float", "static", "dynamic")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but the seed.
+    """Runs that differ in nothing but the seed, and in where they were made.
 
     Attributes:
-        settings: the overrides, and epochs, that not all runs of the method have, sorted; with the
-            method they name the line of the figure that the group is a point of.
+        settings: the overrides, epochs, and what else makes runs differ that were started by the
+            same overrides; less those that all runs of the method have; sorted. With the method
+            they name the line of the figure that the group is a point of.
     """
 
     method: str
@@ -54,14 +60,14 @@ class Group:
         return statistics.stdev(values) if len(values) > 1 else None
 
     def curve(self) -> tuple[CurvePoint, ...]:
-        """The mean trade-off curve of the runs that have one, by ascending cost.
+        """The mean trade-off curve, by ascending cost; empty unless every run has one.
 
         Every run has budgets of its own, so the others are read off by straight lines between
         theirs, at the costs of the first run that all of them reach.
         """
-        curves = [run.curve for run in self.runs if run.curve]
-        if len(curves) < 2:
-            return curves[0] if curves else ()
+        curves = [run.curve for run in self.runs]
+        if len(curves) == 1 or not all(curves):  # one seed's curve beside a mean is no mean
+            return curves[0] if len(curves) == 1 else ()
         first = max(curve[0].bit_flops for curve in curves)
         last = min(curve[-1].bit_flops for curve in curves)
         costs = [point.bit_flops for point in curves[0] if first <= point.bit_flops <= last]
@@ -83,16 +89,20 @@ def group(runs: Iterable[Run]) -> list[Group]:
     typed = {
         run.folder: distinctive(run.overrides) | {f"trainer.epochs={run.epochs}"} for run in runs
     }
+    for method in {run.method for run in runs}:
+        of_method = [run for run in runs if run.method == method]
+        for key in _untyped(_by_setting(of_method, typed)):
+            for run in of_method:
+                others = {s for s in typed[run.folder] if not s.startswith(f"{key}=")}
+                typed[run.folder] = frozenset(others | {f"{key}={run.config.get(key)}"})
     common = {
         method: frozenset.intersection(*(typed[run.folder] for run in runs if run.method == method))
         for method in {run.method for run in runs}
     }
-    members: dict[tuple, list[Run]] = defaultdict(list)
-    for run in runs:
-        settings = tuple(sorted(typed[run.folder] - common[run.method]))
-        members[run.method, run.kind, run.widths, run.target_bits, settings].append(run)
+    own = {run.folder: typed[run.folder] - common[run.method] for run in runs}
     groups = [
-        Group(*key, tuple(sorted(of, key=lambda run: run.seed))) for key, of in members.items()
+        Group(*key, tuple(sorted(of, key=lambda run: run.seed)))
+        for key, of in _by_setting(runs, own).items()
     ]
     return sorted(
         groups,
@@ -101,6 +111,31 @@ def group(runs: Iterable[Run]) -> list[Group]:
             (KINDS.index(g.kind), g.target_bits or 0, g.widths),
         ),
     )
+
+
+def _by_setting(runs: Iterable[Run], settings: Mapping[Path, Set[str]]) -> dict[tuple, list[Run]]:
+    members: dict[tuple, list[Run]] = defaultdict(list)
+    for run in runs:
+        own = tuple(sorted(settings[run.folder]))
+        members[run.method, run.kind, run.widths, run.target_bits, own].append(run)
+    return members
+
+
+def _untyped(members: Mapping[tuple, list[Run]]) -> list[str]:
+    """Names of settings in which runs differ that were started by the same overrides.
+
+    The sweep or the recipe had changed in between. A name that a run's record lacks tells nothing,
+    being of another version.
+    """
+    found: set[str] = set()
+    for runs in members.values():
+        names = set.intersection(*(set(run.config) for run in runs))
+        differing = {name for name in names if len({str(run.config[name]) for run in runs}) > 1}
+        own = {name for name in differing if not NOT_IN_LABEL.match(f"{name}=")}
+        if not own and len({run.seed for run in runs}) < len(runs):
+            own = differing.intersection(PATHS)
+        found |= own
+    return sorted(found)
 
 
 def distinctive(overrides: Iterable[str]) -> frozenset[str]:

@@ -7,13 +7,15 @@ import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
 from dqnet.engine.files import read_json, write_json
 from dqnet.errors import UserError
-from dqnet.report.runs import Run
+
+if TYPE_CHECKING:
+    from dqnet.report.runs import Run
 
 FILES = ("summary.json", "metrics.jsonl", "curve.csv")
 RECORDS = ("config.yaml", "overrides.yaml")

@@ -13,7 +13,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from dqnet.config import flatten
 from dqnet.errors import UserError
+from dqnet.report.keep import kept_name
 
 #: the method of a run whose model was not converted
 FLOAT = "float"
@@ -45,6 +47,7 @@ class Run:
         method: the quantizer's name, or ``"float"``.
         widths: candidate widths; empty for a float model.
         overrides: what was changed on the command line, ``name=value``.
+        config: the recorded configuration, dotted name → value.
         target_bits: the width whose static cost was the target; ``None`` for a float model, as for
             all costs below.
         target_bit_flops: the same in Bit-FLOPs.
@@ -52,13 +55,14 @@ class Run:
         bit_flops, bit_flops_std: mean and standard deviation over the test images.
         gain: of the controls in ``eval.json``; ``None`` if there are none at the run's own budget.
         curve: ``curve.csv``, by ascending cost; empty if there is none. Neither counts if eval.py
-            measured the validation part.
+            measured the validation part, or another checkpoint than the summary's.
     """
 
     folder: Path
     method: str
     widths: tuple[int, ...]
     overrides: tuple[str, ...]
+    config: dict[str, Any]
     seed: int
     target_bits: float | None
     target_bit_flops: float | None
@@ -97,7 +101,8 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Path]]:
 
     Returns:
         The finished runs, and the folders of unfinished ones: with a checkpoint or metrics, and no
-        ``summary.json``. A folder that is reached twice counts once.
+        ``summary.json``. A folder that is reached twice counts once, and so does a run beside a
+        copy of it, as :func:`dqnet.report.keep.keep` makes them.
 
     Raises:
         UserError: for a folder that does not exist, or a finished run that cannot be read.
@@ -112,7 +117,11 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Path]]:
         for trace in sorted([*folder.rglob("metrics.jsonl"), *folder.rglob("last.pt")]):
             if not (trace.parent / "summary.json").exists():
                 unfinished.setdefault(trace.parent.resolve(), trace.parent)
-    return [read_run(folder) for folder in finished.values()], list(unfinished.values())
+    originals: dict[tuple[str, bytes], Path] = {}
+    for resolved, folder in finished.items():
+        copy = kept_name(resolved.name), (folder / "summary.json").read_bytes()
+        originals.setdefault(copy, folder)
+    return [read_run(folder) for folder in originals.values()], list(unfinished.values())
 
 
 def read_run(folder: Path) -> Run:
@@ -125,8 +134,8 @@ def read_run(folder: Path) -> Run:
     config = _yaml(folder / ".hydra" / "config.yaml")
     overrides = folder / ".hydra" / "overrides.yaml"
     measured = folder / "eval.json"
-    # eval.py writes its files together; those of the validation part are no test figures.
-    on_test = not measured.exists() or _json(measured).get("split", "test") == "test"
+    # eval.py writes its files together.
+    own = not measured.exists() or _is_of_summary(_json(measured))
     try:
         quant = config["quant"]
         converted = quant["quantizer"] is not None
@@ -140,9 +149,10 @@ def read_run(folder: Path) -> Run:
             method=method,
             widths=widths,
             overrides=tuple(_yaml(overrides)) if overrides.exists() else (),
+            config=flatten(config),
             distinct_routings=summary.get("distinct_routings"),
-            gain=_gain(measured) if on_test else None,
-            curve=_curve(folder / "curve.csv") if on_test else (),
+            gain=_gain(measured) if own else None,
+            curve=_curve(folder / "curve.csv") if own else (),
             **{name: summary[name] for name in _FIGURES},
         )
     except KeyError as error:
@@ -162,6 +172,12 @@ _FIGURES = (
     "epochs",
     "seconds",
 )
+
+
+def _is_of_summary(evaluation: dict[str, Any]) -> bool:
+    """Whether it measured what summary.json did: the test part, with ``best.pt``."""
+    checkpoint = Path(evaluation.get("checkpoint", "best.pt")).name
+    return evaluation.get("split", "test") == "test" and checkpoint == "best.pt"
 
 
 def _gain(path: Path) -> Gain | None:

@@ -157,12 +157,21 @@ def test_widths_target_seed_and_paths_are_no_settings():
     overrides = [
         "quant=lsq", "quant.widths=[2,3]", "+quant.quantizer=lsq", "seed=3", "loss.target_bits=2.5",
         "data.root=/d", "model.checkpoint_path=/w.pt", "trainer.device=cuda",
-        "trainer.epochs=9", "hydra.run.dir=x",
+        "trainer.epochs=9", "trainer.checkpoint_minutes=1", "hydra.run.dir=x",
         "hydra/launcher=joblib", "logger=wandb", "sweep=main",
         "+loss.alpha=2", "quant.controller.kind=separate", "experiment=cifar_static",
     ]  # fmt: skip
     expected = {"loss.alpha=2", "quant.controller.kind=separate", "experiment=cifar"}
     assert distinctive(overrides) == expected
+
+
+def test_settings_are_shown_as_they_were_typed(tmp_path, capsys):
+    for layer in ("layer1", "layer2"):
+        write_run(tmp_path / layer, overrides=[f"quant.static=[{layer}]"])
+    main([str(tmp_path), "--out", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert "static=[layer1]" in printed
+    assert "static=[layer2]" in printed
 
 
 def test_settings_that_all_runs_of_a_method_have_are_not_in_the_label(tmp_path):
@@ -189,6 +198,53 @@ def test_seeds_are_averaged_and_other_settings_are_not(study):
         (99.0, 1, "trainer.epochs=9"),
     ]
     assert statics[1].std("top1") is None
+
+
+def test_runs_of_one_command_and_other_settings_are_lines_of_their_own(tmp_path):
+    """As when the file of a sweep was changed between two starts."""
+    for lr, top1 in ((0.1, 80.0), (0.2, 60.0)):
+        config = {"optim": {"lr": lr}}
+        write_run(tmp_path / f"static-{lr}", top1=top1, config=config)
+        dynamic = {"widths": (2, 3, 4), "config": config}
+        write_run(tmp_path / f"dynamic-{lr}", **dynamic, top1=top1 + 1)
+    groups = groups_of(tmp_path)
+    assert [(g.label, g.kind, g.mean("top1")) for g in groups] == [
+        ("optim.lr=0.1", "static", 80.0),
+        ("optim.lr=0.1", "dynamic", 81.0),
+        ("optim.lr=0.2", "static", 60.0),
+        ("optim.lr=0.2", "dynamic", 61.0),
+    ]
+    assert [found.difference for found in pair(groups)] == [1.0, 1.0]
+
+
+def test_a_record_without_a_setting_is_of_an_earlier_version(tmp_path):
+    write_run(tmp_path / "old", top1=80.0)
+    write_run(tmp_path / "new", top1=82.0, seed=1, config={"optim": {"new": 1}})
+    (g,) = groups_of(tmp_path)
+    assert g.mean("top1") == 81.0
+
+
+@pytest.mark.parametrize(
+    "seed, labels", [(1, [""]), (0, ["data.root=/a", "data.root=/b"])], ids=["moved", "other data"]
+)
+def test_paths_tell_runs_apart_if_a_seed_comes_twice(tmp_path, seed, labels):
+    write_run(tmp_path / "a", config={"data": {"root": "/a"}})
+    write_run(tmp_path / "b", config={"data": {"root": "/b"}}, top1=70.0, seed=seed)
+    assert [g.label for g in groups_of(tmp_path)] == labels
+
+
+def test_a_run_and_its_kept_copy_count_once(study, tmp_path):
+    before = [len(g.runs) for g in groups_of(study)]
+    main([str(study), "--out", str(tmp_path / "out"), "--keep", str(study / "kept")])
+    assert [len(g.runs) for g in groups_of(study)] == before
+
+
+def test_one_seeds_curve_is_not_the_curve_of_their_mean(tmp_path):
+    for seed in range(2):
+        curve = () if seed else [(4.0, 70.0)]
+        write_run(tmp_path / str(seed), widths=(2, 3), seed=seed, curve=curve)
+    (g,) = groups_of(tmp_path)
+    assert g.curve() == ()
 
 
 def test_mean_curve_covers_what_all_runs_reach(tmp_path):
@@ -284,8 +340,8 @@ def test_kept_copies_know_no_path_of_the_machine(tmp_path):
 
 
 def test_two_runs_of_one_name_are_not_kept_over_each_other(tmp_path):
-    for parent in "ab":
-        write_run(tmp_path / parent / "run")
+    for seed, parent in enumerate("ab"):
+        write_run(tmp_path / parent / "run", seed=seed)
     with pytest.raises(SystemExit) as exit_:
         main([str(tmp_path), "--out", str(tmp_path / "out"), "--keep", str(tmp_path / "kept")])
     assert "would both be kept as run" in exit_.value.code

@@ -50,6 +50,16 @@ def test_what_was_measured_on_validation_images_is_no_test_figure(tmp_path):
     assert (run.gain, run.curve) == (None, ())
 
 
+def test_what_was_measured_with_another_checkpoint_is_not_the_runs(tmp_path):
+    folder = write_run(tmp_path / "run", gain=(1, 0, 2), curve=[(1, 2)])
+    content = json.loads((folder / "eval.json").read_text())
+    for name, counts in (("best.pt", True), ("last.pt", False)):
+        content["checkpoint"] = f"elsewhere/run/{name}"
+        (folder / "eval.json").write_text(json.dumps(content))
+        run = read_run(folder)
+        assert (run.gain is not None, bool(run.curve)) == (counts, counts)
+
+
 def test_folders_are_searched_to_the_bottom_and_each_run_counts_once(tmp_path):
     write_run(tmp_path / "a" / "deep" / "er" / "run")
     write_run(tmp_path / "b")

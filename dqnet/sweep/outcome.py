@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from dqnet.config import TrainConfig
 from dqnet.engine.checkpoint import check_same_run, config_of
@@ -36,15 +37,23 @@ def earlier_outcome(folder: Path, config: TrainConfig) -> Outcome | None:
         The outcome of a complete run, or a failure if the folder holds a run with other settings;
         ``None`` if there is something to do.
     """
-    record, last = folder / ".hydra" / "config.yaml", folder / "last.pt"
-    if not record.exists() or not last.exists():
+    record, last, summary = (
+        folder / name for name in (".hydra/config.yaml", "last.pt", "summary.json")
+    )
+    # A complete run may have lost its checkpoints, which are large.
+    if not record.exists() or not (last.exists() or summary.exists()):
         return None
     try:
-        stored = config_of({"config": OmegaConf.load(record)}, record)
+        content = OmegaConf.load(record)
+    except (OSError, YAMLError):
+        return None  # the run reads its checkpoint, and decides
+    if not content:
+        return None
+    try:
+        stored = config_of({"config": content}, record)
         check_same_run(last, asdict(stored), config)
     except UserError as error:
         return Outcome(folder, "failed", error=str(error))
-    summary = folder / "summary.json"
     return Outcome(folder, "complete before", read_json(summary)) if summary.exists() else None
 
 
@@ -55,8 +64,8 @@ def outcome(folder: Path, died: str | None = None) -> Outcome:
         folder: the run folder.
         died: what is known of a process that ended without leaving anything.
     """
-    summary = folder / "summary.json"
-    if summary.exists():
+    error, summary = read_failure(folder), folder / "summary.json"
+    if error is None and summary.exists():  # an earlier start's summary says nothing of this one
         return Outcome(folder, "done", read_json(summary))
-    error = read_failure(folder) or died or "its process ended without a word"
+    error = error or died or "its process ended without a word"
     return Outcome(folder, "failed", error=error)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from dqnet.errors import UserError
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -41,16 +43,23 @@ class Slot:
         threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
 
 
-def share(count: int, cores: Sequence[int], gpus: Sequence[str]) -> list[Slot]:
+def share(count: int, jobs: int, cores: Sequence[int], gpus: Sequence[str]) -> list[Slot]:
     """Splits cores evenly, GPUs round robin.
 
     Args:
         count: number of slots, at least 1; or -1: one for each GPU, without GPUs for each core.
+        jobs: there are no more slots than these.
         cores: at least one.
         gpus: may be empty.
+
+    Raises:
+        UserError: for no slot.
     """
+    if count == 0:
+        raise UserError("hydra.launcher.n_jobs=0: a number from 1, or -1 for one per GPU or core")
     if count < 0:
         count = len(gpus) or len(cores)
+    count = min(count, jobs)
     slots = []
     for i in range(count):
         own = cores[i * len(cores) // count : (i + 1) * len(cores) // count]

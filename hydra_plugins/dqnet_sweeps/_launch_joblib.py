@@ -25,7 +25,7 @@ def launch(
     from joblib.externals.loky.process_executor import ProcessPoolExecutor
 
     logs = Path(launcher.config.hydra.sweep.dir).absolute() / ".joblib"
-    slots = share(launcher.joblib["n_jobs"], *machine())[: len(jobs)]
+    slots = share(launcher.joblib["n_jobs"], len(jobs), *machine())
     pools: dict[int, ProcessPoolExecutor] = {}
     running: dict[Future, tuple[int, int]] = {}
     waiting = iter(enumerate(jobs))

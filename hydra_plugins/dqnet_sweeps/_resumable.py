@@ -17,6 +17,7 @@ from rich.console import Console
 from dqnet.cli import run_name, to_object
 from dqnet.config import TrainConfig
 from dqnet.errors import UserError
+from dqnet.processes import launched
 from dqnet.sweep.failure import clear_failure
 from dqnet.sweep.outcome import Outcome, earlier_outcome, outcome
 from dqnet.sweep.table import print_outcome, print_outcomes
@@ -39,6 +40,8 @@ class ResumableSweeper(Sweeper):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """As Hydra calls it."""
+        if launched() > 1:
+            raise UserError("a sweep starts its runs itself: start it with python, not torchrun")
         self.config = config
         self.hydra_context = hydra_context
         self.console = Console()
@@ -74,8 +77,17 @@ class ResumableSweeper(Sweeper):
         return Job(tuple(overrides), folder, to_object(TrainConfig, composed))
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
-        """Runs what is missing; complete jobs are not even launched."""
+        """Runs what is missing; complete jobs are not even launched.
+
+        Raises:
+            UserError: before anything is run, if a folder holds a run with other settings: some
+                runs would be of the old sweep, some of a new one.
+        """
         outcomes = {job.folder: earlier_outcome(job.folder, job.config) for job in jobs}
+        refused = [o for o in outcomes.values() if o is not None and o.state == "failed"]
+        if refused:
+            more = f" (and {len(refused) - 1} runs more)" if len(refused) > 1 else ""
+            raise UserError(f"nothing is run: {refused[0].error}{more}")
         unsettled = {job.folder: job for job in jobs if outcomes[job.folder] is None}
         missing = list(unsettled.values())
         for job in missing:

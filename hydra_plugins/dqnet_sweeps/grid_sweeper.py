@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shlex
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from hydra.core.override_parser.types import Override
 
@@ -26,19 +27,34 @@ class GridSweeper(ResumableSweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """As Hydra calls it, with the command line's overrides."""
-        jobs = {job.folder: job for job in self._jobs(arguments)}
+        jobs: dict[Path, Job] = {}
+        for job in self._jobs(arguments):
+            if jobs.setdefault(job.folder, job).config != job.config:
+                raise UserError(
+                    f"several runs would be in {job.folder}: hydra.sweep.subdir must tell them "
+                    "apart; without it every run has a folder of its own"
+                )
         self.finish(self.run(list(jobs.values())))
 
     def _jobs(self, arguments: list[str]) -> Iterator[Job]:
         typed = {o.get_key_element(): o for o in self.parse(arguments)}
+        if "sweep" in typed and typed["sweep"].is_sweep_override():
+            raise UserError(f"{typed['sweep'].input_line}: one sweep at a time")
         for line in self.grids or [""]:
-            grid = {o.get_key_element(): o for o in self.parse(shlex.split(line))}
+            grid = {o.get_key_element(): o for o in self.parse(_words(line))}
             # With no grid of its own, a sweep is several runs as they could be started one by one.
             names = grid.keys() | {k for k, o in typed.items() if o.is_sweep_override()}
             overrides = grid | typed
             for values in itertools.product(*map(_values, overrides.values())):
                 named = [v for k, v in zip(overrides, values, strict=True) if k in names]
                 yield self.job(values, named if self.grids else values)
+
+
+def _words(line: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise UserError(f"hydra.sweeper.grids: {line!r} cannot be read: {error}") from error
 
 
 def _values(override: Override) -> list[str]:

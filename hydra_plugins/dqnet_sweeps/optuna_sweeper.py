@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from dqnet.cli import run_name
 from dqnet.config import TrainConfig
 from dqnet.engine.checkpoint import check_same_run, config_of
 from dqnet.engine.lock import held
@@ -44,7 +43,7 @@ class OptunaSweeper(ResumableSweeper):
         bounds: figure of metrics.jsonl → what it may be at most.
         n_trials: complete trials wanted, over all starts.
         n_jobs: trials proposed and run at a time.
-        sampler: makes an Optuna sampler. It is given a seed unless it comes with one.
+        sampler: makes an Optuna sampler. A seed of its own takes the place of ``seed``.
         seed: of the proposals.
         storage: Optuna's database.
     """
@@ -64,6 +63,12 @@ class OptunaSweeper(ResumableSweeper):
         self.objectives = dict(objectives or {"val_top1": "maximize"})
         self.n_trials, self.n_jobs = n_trials, n_jobs
         self.sampler, self.seed, self.storage = sampler, seed, storage
+        for name, number in (("n_trials", n_trials), ("n_jobs", n_jobs)):
+            if not isinstance(number, int) or number < 1:
+                raise UserError(f"hydra.sweeper.{name} must be a number from 1, not {number}")
+        for name, bound in self.bounds.items():
+            if not isinstance(bound, int | float):
+                raise UserError(f"hydra.sweeper.bounds: {name} needs a number, not {bound!r}")
         for direction in self.objectives.values():
             if direction not in DIRECTIONS:
                 raise unknown_name("direction", str(direction), DIRECTIONS)
@@ -119,7 +124,8 @@ class OptunaSweeper(ResumableSweeper):
         path = self.folder / "study.db"
         check_same_run(path, asdict(config_of(stored, path)), config)
         for key, value in goal.items():
-            if stored[key] != value:
+            # The order of objectives counts: values in the database have no names.
+            if list(stored[key].items()) != list(value.items()):
                 raise UserError(
                     f"{self.folder} holds a search with {key} {stored[key]}, not {value}: "
                     "choose another hydra.sweep.dir, or remove that folder"
@@ -140,12 +146,20 @@ class OptunaSweeper(ResumableSweeper):
             trials = [optuna.trial.Trial(study, trial._trial_id) for trial in cut_off]
             while len(trials) < at_once:
                 study.sampler = self._sampler(len(study.get_trials(deepcopy=False)))
-                trials.append(study.ask(self.space))
+                trials.append(self._ask(study))
             results = self.run([self._job(trial.params) for trial in trials])
-            for trial, result in zip(trials, results, strict=True):
-                self._tell(study, trial, result)
-            outcomes += results
+            pairs = zip(trials, results, strict=True)
+            outcomes += [self._tell(study, trial, result) for trial, result in pairs]
         return outcomes
+
+    def _ask(self, study: Study) -> Trial:
+        try:
+            return study.ask(self.space)
+        except ValueError as error:  # choices, and the kind of a range, are what they first were
+            raise UserError(
+                f"{self.folder} holds a search of another space ({error}): "
+                "choose another hydra.sweep.dir, or remove that folder"
+            ) from error
 
     def _take_up(self, study: Study) -> None:
         """Queues what failed; drops what was cut off while it was being proposed."""
@@ -159,22 +173,27 @@ class OptunaSweeper(ResumableSweeper):
             if trial.number not in retried and trial.params.keys() == self.space.keys():
                 study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
 
-    def _tell(self, study: Study, trial: Trial, result: Outcome) -> None:
+    def _tell(self, study: Study, trial: Trial, result: Outcome) -> Outcome:
+        """What became of a trial; a run without the figures asked for has failed as a trial."""
         import optuna
 
+        if result.summary is not None:
+            try:
+                figures = best_figures(result.folder, [*self.objectives, *self.bounds])
+            except UserError as error:
+                result = Outcome(result.folder, "failed", error=str(error))
         if result.summary is None:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            return
-        figures = best_figures(result.folder, [*self.objectives, *self.bounds])
+            return result
         for name, bound in self.bounds.items():
             trial.set_constraint(name, figures[name] - bound)
         study.tell(trial, [figures[name] for name in self.objectives])
+        return result
 
     def _sampler(self, trials: int) -> BaseSampler:
         """A sampler for the proposal after so many trials, which no other start repeats."""
-        if "seed" in getattr(self.sampler, "keywords", {}):
-            return self.sampler()
-        seed = np.random.SeedSequence((self.seed, trials)).generate_state(1)
+        own = getattr(self.sampler, "keywords", {}).get("seed")
+        seed = np.random.SeedSequence((self.seed if own is None else own, trials)).generate_state(1)
         return self.sampler(seed=int(seed[0]))
 
     def _job(self, params: Mapping[str, Any]) -> Job:
@@ -190,7 +209,7 @@ class OptunaSweeper(ResumableSweeper):
         """Prints the best trials, and writes ``best.yaml``: folders and figures."""
         best = [
             {
-                "folder": run_name(self._overrides(trial.params)),
+                "folder": str(self._job(trial.params).folder.relative_to(self.folder)),
                 **dict(zip(self.objectives, trial.values, strict=True)),
             }
             for trial in study.best_trials

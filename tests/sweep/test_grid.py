@@ -83,6 +83,32 @@ def test_intervals_are_for_searches(command):
     assert "hydra/sweeper=optuna" in result.err[-1]
 
 
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["seed=0,1", "hydra.sweep.subdir=one"], "several runs would be in runs/one"),
+        (["sweep=digits,none"], "sweep=digits,none: one sweep at a time"),
+        (['hydra.sweeper.grids=["model.name=O\'Neill"]'], "No closing quotation"),
+        (["seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "n_jobs=0: a number"),
+        (["sweep=digits", "--cfg", "job"], "Only one of --run, --multirun, --cfg"),
+    ],
+)
+def test_mistake_is_one_line_and_nothing_is_run(command, tiny, tmp_path, arguments, said):
+    result = command("train.py", "-m", *tiny, *arguments)
+    assert result.status == 1
+    assert said in result.err[-1]
+    assert not list(tmp_path.glob("runs/*/*"))
+
+
+@pytest.mark.parametrize("arguments", [("-m", "seed=0,1"), ("sweep=digits",)])
+def test_a_sweep_is_not_for_torchrun(command, monkeypatch, tmp_path, arguments):
+    monkeypatch.setattr("hydra_plugins.dqnet_sweeps._resumable.launched", lambda: 2)
+    result = command("train.py", *arguments)
+    assert result.status == 1
+    assert result.err[-1].endswith("start it with python, not torchrun")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_misspelt_settings_end_a_sweep_before_it_starts(command, tmp_path):
     result = command("train.py", "-m", "quant=dorefa,lsk")
     assert result.status == 1
@@ -140,9 +166,43 @@ def test_a_folder_with_other_settings_is_refused_and_kept(command, tiny, tmp_pat
     before = times(tmp_path / "runs/run")
     result = command("train.py", *sweep, "optim.lr=0.5")
     assert result.status == 1
-    assert "failed: run: runs/run holds a run with optim.lr=0.05, not 0.5" in result.out
+    assert "nothing is run: runs/run holds a run with optim.lr=0.05, not 0.5" in result.err[-1]
     assert times(tmp_path / "runs/run") == before
     assert command("train.py", *sweep, "data.workers=1").status == 0  # a circumstance
+
+
+def test_other_settings_are_refused_before_a_missing_run_takes_them(command, tiny, tmp_path):
+    grid = "hydra.sweeper.grids=['seed={}']"
+    assert command("train.py", "-m", *tiny, grid.format("0")).status == 0
+    result = command("train.py", "-m", *tiny, grid.format("0,1"), "optim.lr=0.2")
+    assert result.status == 1
+    assert "seed=0 holds a run with optim.lr=0.05, not 0.2" in result.err[-1]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["seed=0"]
+
+
+def test_a_complete_run_needs_no_checkpoints(command, tiny, tmp_path):
+    sweep = "-m", *tiny, "seed=0", "hydra.sweep.subdir=run"
+    assert command("train.py", *sweep).status == 0
+    run = tmp_path / "runs/run"
+    for name in ("last.pt", "best.pt"):
+        (run / name).unlink()
+    before = times(run)
+    assert "complete before" in command("train.py", *sweep).out
+    refused = command("train.py", *sweep, "optim.lr=-1")
+    assert refused.status == 1
+    assert "optim.lr=0.05, not -1.0" in refused.err[-1]
+    assert times(run) == before
+
+
+@pytest.mark.parametrize("record", ["", "a: [1"])
+def test_a_damaged_record_is_written_again(command, tiny, tmp_path, record):
+    sweep = "-m", *tiny, "seed=0", "hydra.sweep.subdir=run"
+    assert command("train.py", *sweep).status == 0
+    path = tmp_path / "runs/run/.hydra/config.yaml"
+    content = path.read_text()
+    path.write_text(record)
+    assert command("train.py", *sweep).status == 0
+    assert path.read_text() == content
 
 
 def test_a_killed_sweep_continues_where_it_was(start, command, tiny, tmp_path):

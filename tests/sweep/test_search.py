@@ -5,6 +5,7 @@ import json
 import optuna
 import pytest
 from omegaconf import OmegaConf
+from optuna.trial import TrialState
 from processes import epochs, metrics, times
 
 SPACE = ["hydra/sweeper=optuna", "data.val_fraction=0.5", "optim.lr=tag(log,interval(0.01,0.1))"]
@@ -104,6 +105,9 @@ def test_failed_trials_do_not_end_a_search_and_are_tried_again(command, search, 
         ("hydra.sweeper.objectives={val_top2:maximize}", "unknown figure 'val_top2'"),
         ("hydra.sweeper.objectives={val_top1:up}", "unknown direction 'up'"),
         ("optim.lr=0.1", "nothing to search"),
+        ("hydra.sweeper.n_jobs=-1", "n_jobs must be a number from 1, not -1"),
+        ("hydra.sweeper.n_trials=0", "n_trials must be a number from 1, not 0"),
+        ("hydra.sweeper.bounds={val_top1:cheap}", "val_top1 needs a number, not 'cheap'"),
     ],
 )
 def test_mistake_is_one_line(command, search, tmp_path, arguments, part):
@@ -120,7 +124,42 @@ def test_other_settings_are_refused(command, search, tmp_path):
     assert "optim.momentum=0.9, not 0.5" in result.err[-1]
     result = command("train.py", *search, "hydra.sweeper.bounds={val_bit_flops:1}")
     assert "holds a search with bounds {}" in result.err[-1]
-    assert len(study(tmp_path / "search").trials) == 1
+    result = command("train.py", *search, "hydra.sweeper.n_trials=2", "optim.lr=choice(0.1,0.2)")
+    assert "holds a search of another space" in result.err[-1]
+    assert len(study(tmp_path / "search").get_trials(states=[TrialState.COMPLETE])) == 1
+
+
+def test_objectives_in_another_order_are_others(command, search, tmp_path):
+    one = [*search, "hydra.sweeper.n_trials=1"]
+    goal = "hydra.sweeper.objectives={val_top1:maximize,val_bit_flops:minimize}"
+    assert command("train.py", *one, goal).status == 0
+    other = "hydra.sweeper.objectives={val_bit_flops:minimize,val_top1:maximize}"
+    result = command("train.py", *one, other)
+    assert result.status == 1
+    assert "holds a search with objectives" in result.err[-1]
+
+
+def test_a_run_without_the_figures_fails_as_a_trial_and_the_search_goes_on(command, tiny, tmp_path):
+    search = ["-m", *tiny, "hydra/sweeper=optuna", "data.val_fraction=0.5", "quant=none,dorefa"]
+    search += ["hydra.sweep.dir=search", "hydra.sweeper.n_trials=4", "hydra.sweeper.seed=1"]
+    search += ["hydra.sweeper.objectives={val_bit_flops:minimize}"]
+    result = command("train.py", *search)
+    assert result.status == 1
+    assert "needs quantized networks" in result.out
+    trials = study(tmp_path / "search").trials
+    states = {trial.params["quant"]: trial.state.name for trial in trials}
+    assert states == {"none": "FAIL", "dorefa": "COMPLETE"}
+    assert len(trials) == 4
+
+
+def test_a_seed_of_the_samplers_own_gives_other_proposals_each_time(command, search, tmp_path):
+    search = [*search, "+hydra.sweeper.sampler.seed=1", "hydra.sweeper.n_trials=2"]
+    search.append("hydra.sweep.subdir=lr${optim.lr}")
+    assert command("train.py", *search).status == 0
+    trials = study(tmp_path / "search").trials
+    assert len({trial.params["optim.lr"] for trial in trials}) == 2
+    best = OmegaConf.load(tmp_path / "search/best.yaml")
+    assert all((tmp_path / "search" / row.folder / "summary.json").exists() for row in best)
 
 
 @pytest.mark.parametrize("name", ["search_digits", "search_digits_front"])

@@ -27,4 +27,4 @@ def main(config: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    start(main, Path(__file__).resolve().parent / "conf", "eval")
+    start(main, Path(__file__).resolve().parent / "conf", "eval", sweeps=False)

@@ -10,32 +10,37 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from dqnet.engine.files import write_atomically
 from dqnet.engine.lock import LOCK
 from dqnet.engine.one_report import lost_process, one_report
 from dqnet.engine.stop import Stopped
 from dqnet.errors import UserError, unknown_name
-from dqnet.processes import launched
 from dqnet.sweep.failure import clear_failure, write_failure
 
 T = TypeVar("T")
 
 #: set this environment variable to see where an error came from
 TRACEBACK = "DQNET_TRACEBACK"
+#: a folder with one of these holds a run, whole or not
+RUN_FILES = ("last.pt", "previous.pt", "best.pt", "summary.json")
 #: exit status after Ctrl-C, 128 + the signal's number
 INTERRUPTED = 130
 #: what Hydra's ValueError says about model=3
 _BAD_CHOICE = "Config group override must be"
+#: and about -m with --cfg
+_TWO_MODES = "Only one of --run"
 
 
 def to_object(schema: type[T], config: DictConfig) -> T:
@@ -76,7 +81,9 @@ def run_name(overrides: Iterable[str]) -> str:
     if not kept:
         return "default"
     whole = ",".join(kept)
-    name = re.sub(r"[^\w.,=+\-\[\]]+", "-", whole)[:120]
+    name = re.sub(r"[^\w.,=+\-\[\]]+", "-", whole)
+    # File systems count bytes, of which a character can have several.
+    name = name.encode()[:120].decode(errors="ignore")
     if name == whole:
         return name
     return f"{name}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
@@ -105,7 +112,7 @@ def job(run: Callable[[], T], folder: Path | None = None) -> T | None:
             return None
         if not isinstance(error, UserError) and not lost_process(error):
             raise
-        if folder is not None and not (folder / "last.pt").exists():
+        if folder is not None and not any((folder / name).exists() for name in RUN_FILES):
             _remove_traces(folder)
         if os.environ.get(TRACEBACK) or in_sweep:
             raise
@@ -122,25 +129,30 @@ def record(config: DictConfig, folder: Path) -> None:
     target = folder / ".hydra"
     target.mkdir(parents=True, exist_ok=True)
     hydra = HydraConfig.get()
-    OmegaConf.save(config, target / "config.yaml")
-    OmegaConf.save(OmegaConf.create({"hydra": hydra}), target / "hydra.yaml")
-    OmegaConf.save(hydra.overrides.task, target / "overrides.yaml")
+    for name, content in (
+        ("config", config),
+        ("hydra", OmegaConf.create({"hydra": hydra})),
+        ("overrides", hydra.overrides.task),
+    ):
+        write_atomically(target / f"{name}.yaml", partial(OmegaConf.save, content))
 
 
-def start(main: Callable[[], Any], config_dir: Path, config_name: str) -> None:
+def start(main: Callable[[], Any], config_dir: Path, config_name: str, sweeps: bool = True) -> None:
     """Runs a Hydra entry point; a mistake in its settings ends with one line and exit status 1.
 
     Args:
         main: a function decorated with ``hydra.main``.
         config_dir: the folder that it composes from, to look up what would have been right.
         config_name: the file that it composes.
+        sweeps: whether ``-m`` means something to it.
     """
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     # Hydra prints its errors itself, over several lines; this makes it raise them instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv[1:] = [_quoted(argument) for argument in sys.argv[1:]]
     try:
-        if launched() > 1 and {"-m", "--multirun"} & set(sys.argv):
-            _end("error: a sweep (-m) starts its runs itself: start it with python, not torchrun")
+        if not sweeps and {"-m", "--multirun"} & set(sys.argv):
+            _end(f"error: {Path(sys.argv[0]).name} takes no -m: start it once for each")
         main()
     except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
         if os.environ.get(TRACEBACK) or not _is_mistake(error):
@@ -149,6 +161,16 @@ def start(main: Callable[[], Any], config_dir: Path, config_name: str) -> None:
     except KeyboardInterrupt as error:
         status = error.status if isinstance(error, Stopped) else INTERRUPTED
         _end("interrupted; the same command continues", status)
+
+
+def _quoted(argument: str) -> str:
+    """``checkpoint=runs/quant=lsq`` as Hydra reads it: run folders have = and , in their names.
+
+    Only what names a file or folder that exists is taken as it stands; NAME=VALUE stays the syntax.
+    """
+    name, equals, value = argument.partition("=")
+    odd = set("=,[]{}()") & set(value) and not set("'\"$\\") & set(value)
+    return f"{name}='{value}'" if equals and odd and Path(value).exists() else argument
 
 
 def _end(line: str, status: int = 1) -> NoReturn:
@@ -172,7 +194,7 @@ def _is_mistake(error: Exception) -> bool:
     """Whether an error is the user's; OSError: a folder that cannot be made or written."""
     if isinstance(error, UserError | HydraException | OmegaConfBaseException | OSError):
         return True
-    return _BAD_CHOICE in str(error)
+    return _BAD_CHOICE in str(error) or _TWO_MODES in str(error)
 
 
 def _one_line(error: Exception) -> str:
@@ -190,6 +212,13 @@ def _line(error: Exception, config_dir: Path, config_name: str) -> str:
     if "missing EQUAL" in message:
         argument = message.partition("override '")[2].partition("'")[0]
         return f"{argument!r} has no value: settings are NAME=VALUE, see --cfg job"
+    if isinstance(error, OverrideParseException):
+        reason = message.partition(" See ")[0]
+        return (
+            f"{error.override!r} is not NAME=VALUE as Hydra reads it ({reason}): "
+            "a value with = , ( ) [ ] { } as part of it needs quotes of its own, "
+            "'NAME=\"VALUE\"'"
+        )
     key = re.search(r"Could not override '([^'@]+)'", message)
     if key is None:
         return message

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -152,7 +153,8 @@ def test_widths_of_each_image_give_its_cost(rows):
 
 def test_same_command_returns_the_complete_run_at_once(trained, command):
     folder, settings, _ = trained
-    before = {path: path.stat().st_mtime_ns for path in folder.glob("*.*")}
+    files = [path for path in folder.iterdir() if path.is_file()]
+    before = {path: path.stat().st_mtime_ns for path in files}
     settings = [s for s in settings if not s.startswith("hydra")]
     again = command("train.py", *settings, f"hydra.run.dir={folder}")
     assert again.status == 0
@@ -177,6 +179,41 @@ def test_refused_start_leaves_the_runs_configuration(trained, command):
     settings = [s for s in settings if not s.startswith("hydra")]
     command("train.py", *settings, "seed=6", f"hydra.run.dir={folder}")
     assert {path: path.read_text() for path in (folder / ".hydra").iterdir()} == before
+
+
+def test_refused_start_leaves_a_run_without_its_last_checkpoint_as_it_is(
+    trained, command, tmp_path
+):
+    folder, settings, _ = trained
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run/last.pt").unlink()
+    before = sorted(tmp_path.rglob("*"))
+    assert command("train.py", *settings, "optim.lr=-1").status == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_run_folders_are_named_without_quotes(trained, command, tmp_path):
+    name = "quant=lsq,quant.widths=[2,3],optim.lr=0.1"
+    shutil.copytree(trained[0], tmp_path / "runs" / name)
+    assert command("eval.py", f"checkpoint=runs/{name}").status == 0
+    assert (tmp_path / "runs" / name / "eval.json").exists()
+    assert command("train.py", *trained[1], f"hydra.run.dir=runs/{name}").status == 0
+    missing = command("eval.py", "checkpoint=runs/quant=lsq")
+    assert missing.status == 1
+    (line,) = missing.err
+    assert "'checkpoint=runs/quant=lsq' is not NAME=VALUE" in line
+    assert "needs quotes of its own" in line
+    quoted = command("eval.py", "checkpoint='runs/quant=lsq'")
+    assert "runs/quant=lsq" in quoted.err[-1] and "quotes" not in quoted.err[-1]
+
+
+def test_evaluation_is_one_at_a_time(command, tmp_path):
+    result = command("eval.py", "-m", "checkpoint=run", "budget=2.5,3")
+    assert (result.status, result.err) == (
+        1,
+        ["error: eval.py takes no -m: start it once for each"],
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_evaluation_leaves_nothing_but_its_files(trained, command, tmp_path):
@@ -296,5 +333,8 @@ def test_names_of_different_runs_differ(a, b):
     assert cli.run_name([a]) != cli.run_name([b])
 
 
-def test_name_fits_a_file_system():
-    assert len(cli.run_name([f"model.args.x{i}={i}" for i in range(200)]).encode()) <= 255
+@pytest.mark.parametrize("letter", ["x", "é", "数"])
+def test_name_fits_a_file_system(letter):
+    name = cli.run_name([f"model.args.{letter * 9}{i}={i}" for i in range(200)])
+    assert len(name.encode()) <= 255
+    assert letter in name

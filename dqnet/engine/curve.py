@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,11 +13,13 @@ from torch import Tensor
 from dqnet.engine.budget import Calibration, chosen_at
 from dqnet.engine.controls import Key, derangement
 from dqnet.engine.evaluate_routings import Routed
-from dqnet.engine.files import write_atomically
+from dqnet.engine.files import read_json, remove, write_atomically
 from dqnet.network import QuantizedModel
 
 #: budgets from the cheapest routing to the dearest
 POINTS = 11
+#: figures of ``eval.json`` that say which weights and images a curve is of; it has all budgets
+MEASURED = ("checkpoint_sha256", "split", "data_root", "images")
 
 
 def curve_lambdas(calibration: Calibration, marked: Iterable[float]) -> list[float]:
@@ -72,6 +75,32 @@ def curve_points(
             point["shuffled_top1"] = sum(top1) / len(top1)
         points.append(point)
     return points
+
+
+def remove_other_curve(folder: Path, results: Mapping[str, Any]) -> bool:
+    """Removes a curve of other weights or images, which would pass for one of this evaluation.
+
+    To be called before ``eval.json`` is written: whose the curve is stands in the one before.
+
+    Args:
+        folder: where the evaluation's files are about to be written.
+        results: what ``eval.json`` is going to hold.
+
+    Returns:
+        Whether there was one.
+    """
+    if not (folder / "curve.csv").exists():
+        return False
+    try:
+        before = read_json(folder / "eval.json")
+        # Those of earlier versions do not say everything.
+        if all(before.get(key, results[key]) == results[key] for key in MEASURED):
+            return False
+    except (OSError, ValueError):
+        pass  # then it may be anyone's
+    for kind in ("csv", "png", "pdf"):
+        remove(folder / f"curve.{kind}")
+    return True
 
 
 def write_curve(path: Path, points: Sequence[Mapping[str, float]]) -> None:

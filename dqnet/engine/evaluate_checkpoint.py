@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from dqnet.config import EvalConfig
 from dqnet.data import load_data, loaders
 from dqnet.engine.build import build_model
 from dqnet.engine.checkpoint import check_same_data, config_of, load_checkpoint
-from dqnet.engine.curve import write_curve
+from dqnet.engine.curve import remove_other_curve, write_curve
 from dqnet.engine.devices import Device
 from dqnet.engine.evaluate import evaluate
 from dqnet.engine.evaluate_dynamic import alternatives, calibrate, check_request, set_budget
@@ -60,6 +61,8 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> d
     path = Path(config.checkpoint)
     path = path / "best.pt" if path.is_dir() else path
     content = load_checkpoint(path)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     run = config_of(content, path)
     for section in ("data", "trainer"):
         for key, value in vars(getattr(config, section)).items():
@@ -100,9 +103,11 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> d
     results = summarize(evaluation, model, objective.target, shape) | {
         "target_bits": objective.target_bits,
         "checkpoint": str(path),
+        "checkpoint_sha256": digest,
         # As in metrics.jsonl: the latest epoch that was done, from 0.
         "epoch": content["epoch"] - 1 if content["epoch"] else None,
         "split": config.split,
+        "data_root": None if run.data.root is None else str(Path(run.data.root).absolute()),
         "seed": run.seed,
         "damaged_images": len(splits.damaged),
         **budget,
@@ -114,6 +119,8 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> d
         points, results["controls"] = alternatives(
             model, evaluation, held_out, device, swept, config.controls, console
         )
+    if remove_other_curve(folder, results):
+        console.print(f"{folder}/curve.csv was of another evaluation: removed", soft_wrap=True)
     write_json(folder / "eval.json", results)
     evaluation.write_csv(folder / "per_sample.csv")
     written = [folder / "eval.json", folder / "per_sample.csv"]

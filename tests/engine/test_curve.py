@@ -1,6 +1,7 @@
 """Every point of curve.csv against an evaluation of its own."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -99,6 +100,61 @@ def test_shuffled_cost_at_own_accuracy_lies_on_the_curve(drawn):
         return
     cost = [point["bit_flops"] for point in points]
     assert found == cost[0] or np.interp(found, cost, reached) == pytest.approx(figures["top1"])
+
+
+FILES = ("curve.csv", "curve.png", "curve.pdf")
+
+
+@pytest.fixture(scope="module")
+def two_epochs(run):
+    """A run whose best.pt and last.pt are different files."""
+    dynamic = "quant.widths=[2,3,4]", "quant.static_width=3"
+    return run(*dynamic, "data.val_fraction=0.25", "trainer.epochs=2", "trainer.ema=0.9").folder
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "kept"),
+    [
+        (("best.pt", {}), ("best.pt", {}), True),
+        (("best.pt", {}), ("best.pt", {"budget": 2.8}), True),
+        (("best.pt", {"budget": 2.8}), ("copy.pt", {"controls": True}), True),
+        (("best.pt", {"split": "val"}), ("best.pt", {}), False),
+        (("last.pt", {}), ("best.pt", {}), False),
+    ],
+)
+def test_curve_stays_while_it_is_of_the_same_weights_and_images(
+    two_epochs, measure, tmp_path, first, then, kept
+):
+    (two_epochs / "copy.pt").write_bytes((two_epochs / "best.pt").read_bytes())
+    out = {"output": str(tmp_path)}
+    name, settings = first
+    measure(two_epochs / name, **settings, **out, curve=True)
+    before = [(tmp_path / file).read_bytes() for file in FILES]
+    name, settings = then
+    measure(two_epochs / name, **settings, **out)
+    assert [(tmp_path / file).exists() for file in FILES] == [kept] * 3
+    assert not kept or [(tmp_path / file).read_bytes() for file in FILES] == before
+    measure(two_epochs / name, **settings, **out, curve=True)
+    assert all((tmp_path / file).exists() for file in FILES)
+
+
+def test_curve_of_nobody_knows_what(two_epochs, measure, tmp_path):
+    measure(two_epochs, output=str(tmp_path), curve=True)
+    (tmp_path / "eval.json").write_text("{")
+    measure(two_epochs, output=str(tmp_path))
+    assert not (tmp_path / "curve.csv").exists()
+
+
+def test_curve_of_an_earlier_version(two_epochs, measure, tmp_path):
+    """Its eval.json names the part, and not yet the weights."""
+    figures = measure(two_epochs, output=str(tmp_path), curve=True)
+    older = {k: v for k, v in figures.items() if k not in ("checkpoint_sha256", "data_root")}
+    (tmp_path / "eval.json").write_text(json.dumps(older))
+    measure(two_epochs, output=str(tmp_path))
+    assert (tmp_path / "curve.csv").exists()
+    (tmp_path / "eval.json").write_text(json.dumps(older))
+    measure(two_epochs, output=str(tmp_path), split="val")
+    assert not (tmp_path / "curve.csv").exists()
 
 
 def test_figure_is_drawn(drawn):

@@ -105,10 +105,10 @@ def test_run_of_an_earlier_version_goes_on(run, settings, cut_off):
 def measured_on(measure, tmp_path):
     """``measured_on(checkpoint, root)``: its figures there."""
 
-    def start(path, root):
+    def start(path, root, **changes):
         data = EvalConfig().data
         data.root = str(root)
-        return measure(path, data=data, output=str(tmp_path / "out"))
+        return measure(path, data=data, output=str(tmp_path / "out"), **changes)
 
     return start
 
@@ -134,3 +134,14 @@ def test_evaluation_on_other_images_of_the_same_classes(run, settings, measured_
     fewer("train")(images)
     fewer("test")(images)
     assert measured_on(folder, images)["images"] == 2
+
+
+def test_curve_on_other_images_of_the_same_number(run, settings, measured_on, tmp_path):
+    dynamic = "quant=dorefa", "quant.widths=[2,3]", "trainer.epochs=0"
+    folder = run(*settings, *dynamic, folder=tmp_path / "run").folder
+    shutil.copytree(tmp_path / "images-2", tmp_path / "elsewhere")
+    measured_on(folder, tmp_path / "images-2", curve=True)
+    measured_on(folder, tmp_path / "images-2")
+    assert (tmp_path / "out/curve.csv").exists()
+    measured_on(folder, tmp_path / "elsewhere")
+    assert not (tmp_path / "out/curve.csv").exists()

@@ -210,6 +210,20 @@ IMAGES = _train(
     (f"{_FOLDER}all_damaged data.damaged=skip", "without images: dog", "left out: 2 damaged"),
 )
 
+_SHARDS = "data=shards data.workers=0 data.root="
+SHARDS = _train(
+    (f"{_SHARDS}good", "good holds no whole set of shards", "dqnet.data.make_shards"),
+    (f"{_SHARDS}cut_shard", "cut_shard/train-00000.tar is missing or not whole", "again"),
+    (f"{_SHARDS}cut_index", "cut_index/train.npz is missing or damaged", "again"),
+    (f"{_SHARDS}flipped_index", "flipped_index/train.npz is missing or damaged", "again"),
+    (f"{_SHARDS}short_labels", "short_labels/train.npz", "[8], not int64 [7]", "again"),
+    (f"{_SHARDS}negative_offset", "negative_offset/train.npz", "offset -512", "again"),
+    (f"{_SHARDS}float_shard", "float_shard/train.npz", "shard is float64 [8]", "again"),
+    (f"{_SHARDS}other_shard", "other_shard/train.npz", "shard 1 is out of range", "again"),
+    (f"{_SHARDS}no_classes_info", "no_classes_info/_info.json", "'class_names'", "again"),
+    (f"{_SHARDS}list_info", "list_info/_info.json is damaged", "again"),
+)
+
 WEIGHTS = _train(
     ("model.checkpoint_path=nowhere.pt", "checkpoint nowhere.pt does not exist"),
     ("model.checkpoint_path=empty", "checkpoint empty is a folder", "best.pt"),
@@ -296,6 +310,7 @@ CASES = [
     *CONTRADICTIONS,
     *FOLDERS,
     *IMAGES,
+    *SHARDS,
     *WEIGHTS,
     *EVALUATION,
     *CHECKPOINTS,

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from dqnet.cli import to_object
 from dqnet.config import TrainConfig
+from dqnet.data.make_shards import make_shards
 from dqnet.engine.lock import LOCK
 from dqnet.engine.train import train
 
@@ -34,6 +35,9 @@ def make_files(folder: Path) -> None:
     _make_trained(folder)
     for name, change in IMAGE_FOLDERS.items():
         _make_images(folder / name)
+        change(folder / name)
+    for name, change in SHARDS.items():
+        make_shards(folder / "good", folder / name)
         change(folder / name)
     batches = folder / "bad_labels/cifar-10-batches-py"
     batches.mkdir(parents=True)
@@ -228,4 +232,37 @@ IMAGE_FOLDERS: dict[str, Callable[[Path], Any]] = {
     "integers": _deep(np.int32),
     "broken_link": _broken_link,
     "all_damaged": _all_damaged,
+}
+
+
+# Shards of images
+
+
+def _column(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
+    """Changes a column of the training images' index."""
+
+    def spoil(root: Path) -> None:
+        with np.load(root / "train.npz") as stored:
+            columns = dict(stored)
+        np.savez(root / "train.npz", **columns | {name: change(columns[name])})
+
+    return spoil
+
+
+def _flip(root: Path) -> None:
+    content = bytearray((root / "train.npz").read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    (root / "train.npz").write_bytes(content)
+
+
+SHARDS: dict[str, Callable[[Path], Any]] = {
+    "cut_shard": lambda root: _cut(root / "train-00000.tar"),
+    "cut_index": lambda root: _cut(root / "train.npz"),
+    "flipped_index": _flip,
+    "short_labels": _column("labels", lambda labels: labels[:-1]),
+    "negative_offset": _column("offset", lambda offset: -offset),
+    "float_shard": _column("shard", lambda shard: shard.astype(float)),
+    "other_shard": _column("shard", lambda shard: shard + 1),
+    "no_classes_info": lambda root: (root / "_info.json").write_text('{"splits": {}}'),
+    "list_info": lambda root: (root / "_info.json").write_text("[1]"),
 }

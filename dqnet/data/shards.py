@@ -13,8 +13,8 @@ leave out or repeat images where shards do not divide by processes, and pass ove
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -43,43 +43,72 @@ def load(config: DataConfig) -> Splits:
             "python -m dqnet.data.make_shards --skip-damaged"
         )
     root = Path(config.root).expanduser()
-    info = _info(root)
-    train, test = (_part(root, name, info) for name in PARTS)
+    class_names, *files = _info(root)
+    classes = len(class_names)
+    train, test = (_part(root, *part, classes) for part in zip(PARTS, files, strict=True))
     return Splits(
         train=train,
         test=test,
-        num_classes=len(info["class_names"]),
-        class_names=tuple(info["class_names"]),
+        num_classes=classes,
+        class_names=class_names,
         image_shape=(3, config.size, config.size),
     )
 
 
-def _info(root: Path) -> dict[str, Any]:
+def _info(root: Path) -> list[tuple[str, ...]]:
+    """The names of the classes, then those of each part's shards."""
     if not root.is_dir():
         raise UserError(f"data.root {root} is not a folder")
+    path = root / INFO
     try:
-        return json.loads((root / INFO).read_text())
+        info = json.loads(path.read_text())
+        lists = [info["class_names"], *(info["splits"][name]["filenames"] for name in PARTS)]
     except FileNotFoundError as error:
         raise UserError(
             f"{root} holds no whole set of shards: it has no {INFO}; "
             "python -m dqnet.data.make_shards SOURCE DESTINATION makes one"
         ) from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{root / INFO} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error}; make the shards again") from error
+    for names in lists:
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(
+                f"{path} is damaged: its classes and filenames are to be lists of names; "
+                "make the shards again"
+            )
+    return [tuple(names) for names in lists]
 
 
-def _part(root: Path, name: str, info: dict[str, Any]) -> ImageShards:
-    index = root / f"{name}.npz"
-    try:
-        with np.load(index, allow_pickle=False) as stored:
-            columns = {key: torch.from_numpy(stored[key]) for key in stored.files}
-        paths = tuple(str(root / file) for file in info["splits"][name]["filenames"])
-        part = ImageShards(paths=paths, **columns)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{index} is missing or damaged; make the shards again") from error
-    ends = torch.zeros(len(paths), dtype=torch.int64)
-    ends.scatter_reduce_(0, part.shard, part.offset + part.size, "amax")
-    for path, end in zip(paths, ends.tolist(), strict=True):
-        if not Path(path).is_file() or Path(path).stat().st_size < end:
+def _part(root: Path, name: str, files: tuple[str, ...], classes: int) -> ImageShards:
+    columns = _index(root / f"{name}.npz", len(files), classes)
+    part = ImageShards(paths=tuple(str(root / file) for file in files), **columns)
+    lengths = [Path(path).stat().st_size if Path(path).is_file() else -1 for path in part.paths]
+    room = torch.tensor(lengths)[part.shard] - part.size  # no sum: it could overflow
+    cut = {*part.shard[part.offset > room].tolist()}
+    for i, (path, length) in enumerate(zip(part.paths, lengths, strict=True)):
+        if length < 0 or i in cut:
             raise UserError(f"the shard {path} is missing or not whole; make the shards again")
     return part
+
+
+def _index(path: Path, shards: int, classes: int) -> dict[str, torch.Tensor]:
+    """Where each of N images lies and what it shows, as in :class:`ImageShards`."""
+    limits = {"shard": shards, "offset": math.inf, "size": math.inf, "labels": classes}
+    again = "make the shards again"
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            columns = {name: stored[name] for name in limits}
+    except Exception as error:  # damaged bytes raise whatever they happen to lead to
+        raise UserError(f"{path} is missing or damaged; {again}") from error
+    images = columns["labels"].size
+    for name, column in columns.items():
+        if column.shape != (images,) or not images or column.dtype.kind not in "iu":
+            found = f"{column.dtype} {list(column.shape)}"
+            raise UserError(f"{path} is damaged: {name} is {found}, not int64 [{images}]; {again}")
+        columns[name] = column = column.astype(np.int64)
+        outside = column[(column < 0) | (column >= limits[name])]
+        if len(outside):
+            raise UserError(f"{path} is damaged: {name} {outside[0]} is out of range; {again}")
+    return {name: torch.from_numpy(column) for name, column in columns.items()}

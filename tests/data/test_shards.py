@@ -6,6 +6,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm.data
 import torch
@@ -140,9 +141,61 @@ def test_a_batch_comes_from_many_shards():
     assert min(len(shard[batch].unique()) for batch in batches) > 16
 
 
+def info(change):
+    """``spoil(root)``: replaces the content of ``_info.json``."""
+
+    def spoil(root):
+        content = json.loads((root / "_info.json").read_text())
+        (root / "_info.json").write_text(json.dumps(change(content)))
+
+    return spoil
+
+
+def column(name, change):
+    """``spoil(root)``: replaces a column of ``train.npz``."""
+
+    def spoil(root):
+        with np.load(root / "train.npz") as stored:
+            columns = dict(stored)
+        np.savez(root / "train.npz", **columns | {name: change(columns[name])})
+
+    return spoil
+
+
+def flipped(root):
+    content = bytearray((root / "train.npz").read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    (root / "train.npz").write_bytes(content)
+
+
+def other(a, i, value):
+    a = a.copy()
+    a[i] = value
+    return a
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
+        (info(lambda i: [1]), "_info.json is damaged"),
+        (info(lambda i: {k: v for k, v in i.items() if k != "class_names"}), "'class_names'"),
+        (info(lambda i: i | {"class_names": "ab"}), "are to be lists of names"),
+        (info(lambda i: i | {"class_names": [1, 2]}), "are to be lists of names"),
+        (info(lambda i: i | {"splits": {"train": {}}}), "damaged: 'filenames'"),
+        (lambda root: (root / "_info.json").write_bytes(b"\xff{}"), "_info.json cannot be read"),
+        (lambda root: (root / "train.npz").write_bytes(b"PK\x03\x04" * 9), "is missing or damaged"),
+        (flipped, "train.npz is missing or damaged"),
+        (column("labels", lambda a: a[:-1]), r"shard is int64 \[12\], not int64 \[11\]"),
+        (column("shard", lambda a: a[:, None]), r"shard is int64 \[12, 1\], not int64 \[12\]"),
+        (column("shard", lambda a: a.astype(float)), "damaged: shard is float64"),
+        (column("labels", lambda a: a.astype(bool)), "damaged: labels is bool"),
+        (column("offset", lambda a: a - 10**6), "damaged: offset -[0-9]+ is out of range"),
+        (column("size", lambda a: -a), "damaged: size -[0-9]+ is out of range"),
+        (column("size", lambda a: a.astype(np.uint64) + 2**63), "size -[0-9]+ is out of range"),
+        (column("shard", lambda a: a + 1), "damaged: shard 6 is out of range"),
+        (column("labels", lambda a: other(a, 0, 2)), "damaged: labels 2 is out of range"),
+        (column("offset", lambda a: other(a, 2, 2**63 - 1)), "train-00001.tar is missing or not"),
+        (column("size", lambda a: other(a, 2, 2**63 - 1)), "train-00001.tar is missing or not"),
         (lambda root: (root / "_info.json").unlink(), "holds no whole set of shards"),
         (lambda root: (root / "_info.json").write_text("{"), "_info.json cannot be read"),
         (lambda root: (root / "train.npz").write_text("x"), "train.npz is missing or damaged"),
@@ -152,8 +205,16 @@ def test_a_batch_comes_from_many_shards():
 )
 def test_sets_that_are_not_whole(shards, of_shards, spoil, message):
     spoil(shards)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         load_data(of_shards(shards))
+    assert str(shards) in str(caught.value)
+
+
+def test_index_of_other_integers(shards, of_shards):
+    spoil = column("labels", lambda a: a.astype(">u2"))
+    before = load_data(of_shards(shards)).train.labels
+    spoil(shards)
+    assert torch.equal(load_data(of_shards(shards)).train.labels, before)
 
 
 @pytest.mark.parametrize(

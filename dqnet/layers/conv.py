@@ -13,6 +13,7 @@ from dqnet.errors import UserError
 from dqnet.layers.groups import Groups
 from dqnet.layers.routed_conv import ConvGeometry, routed_conv2d
 from dqnet.layers.router import Router
+from dqnet.layers.weight_cache import WeightCache
 from dqnet.layers.width_affine import WidthAffine
 from dqnet.quantizers import Quantizer, build_quantizer
 
@@ -65,7 +66,7 @@ class QuantConv2d(nn.Conv2d):
         self.affine = _affine(self, width_affine)
         self.router: Router | None = None
         self.column: int | None = None
-        self._kept: tuple[Any, tuple[Tensor, ...]] | None = None
+        self._weights = WeightCache()
 
     @classmethod
     def from_float(
@@ -121,11 +122,9 @@ class QuantConv2d(nn.Conv2d):
             raise UserError(f"QuantConv2d takes floating-point images, not {x.dtype}")
         choice, groups, alternatives = self._routing(x, choice)
         self.quantizer.prepare(self.weight, x)
-        weights = self._quantized_weights()
-        bias, gain = self.bias, None
+        weights, gain = self._quantized_weights()
+        bias = self.bias
         if self.affine is not None:
-            if self._kept is None:  # kept weights contain it
-                gain = self.affine.gains(weights)
             bias = self.affine.shift if bias is None else self.affine.shift + bias
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
@@ -135,21 +134,30 @@ class QuantConv2d(nn.Conv2d):
             x, choice, weights, bias, groups, self.geometry, self.quantizer, alternatives, gain
         )
 
-    def _quantized_weights(self) -> tuple[Tensor, ...]:
-        """The weight at every width; in evaluation computed once, until a parameter changes.
+    def train(self, mode: bool = True) -> QuantConv2d:
+        """As of any module; quantized weights that evaluation has kept are dropped."""
+        self._weights.clear()
+        return super().train(mode)
 
-        What is kept contains the gain of each width.
+    def _quantized_weights(self) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """The weight at every width, and the gain ``[K, O]`` of each.
+
+        In evaluation computed once, until a parameter changes (what of it may go unseen on a GPU:
+        :class:`~dqnet.layers.weight_cache.WeightCache`); then weights contain their gain.
         """
+        affine = self.affine
         if self.training or torch.is_grad_enabled():
-            self._kept = None
-            return self.quantizer.quantize_weight(self.weight)
-        affine = () if self.affine is None else self.affine.parameters()
-        parameters = (self.weight, *self.quantizer.parameters(), *affine)
-        state = tuple((p.data_ptr(), p._version, p.dtype) for p in parameters)
-        if self._kept is None or self._kept[0] != state:
+            self._weights.clear()
             weights = self.quantizer.quantize_weight(self.weight)
-            self._kept = state, weights if self.affine is None else self.affine.scale(weights)
-        return self._kept[1]
+            return weights, None if affine is None else affine.gains(weights)
+
+        def compute() -> tuple[Tensor, ...]:
+            weights = self.quantizer.quantize_weight(self.weight)
+            return weights if affine is None else affine.scale(weights)
+
+        of_affine = () if affine is None else (affine.gain,)  # the shift is no part of it
+        parameters = (self.weight, *self.quantizer.parameters(), *of_affine)
+        return self._weights.get(parameters, compute), None
 
     def _routing(
         self, x: Tensor, choice: Tensor | None

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import weakref
+
 import pytest
 import torch
-from comparison import float_conv, one_hot, quantized, random_tensor
+from comparison import float_conv, one_hot, quantized, random_tensor, relative_error
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dqnet.layers import QuantConv2d
 from dqnet.layers.groups import Groups
 from dqnet.layers.routed_conv import routed_conv2d
 
@@ -148,9 +153,9 @@ def test_in_evaluation_a_weight_is_quantized_once_until_it_changes(monkeypatch):
         assert len(calls) == 2 and not torch.equal(changed, first)
         layer.load_state_dict({k: v.clone() for k, v in layer.state_dict().items()})
         layer(x, choice)
-    assert len(calls) == 3
+    assert len(calls) == 2  # the same values
     layer(x, choice).sum().backward()
-    assert len(calls) == 4 and layer.weight.grad is not None
+    assert len(calls) == 3 and layer.weight.grad is not None
 
 
 def test_a_changed_step_of_lsq_is_seen_in_evaluation():
@@ -160,3 +165,80 @@ def test_a_changed_step_of_lsq_is_seen_in_evaluation():
         before = layer(x, choice)
         layer.quantizer.weight_step.mul_(1.7)
         assert not torch.equal(layer(x, choice), before)
+
+
+# Whatever a weight is changed by, evaluation must not run with the one before.
+
+
+def by_data(p):
+    p.data.copy_(p.detach() * 0.5)
+
+
+def by_numpy(p):
+    p.detach().numpy()[...] *= 0.5
+
+
+def by_fused_step(p):
+    p.grad = p.detach().clone()
+    torch.optim.SGD([p], 0.5, fused=True).step()
+
+
+def by_another_storage(p):
+    p.data = p.detach() * 0.5
+
+
+def by_another_type(p):
+    p.data = p.data.half().double()
+
+
+@pytest.mark.parametrize(
+    "change", [by_data, by_numpy, by_fused_step, by_another_storage, by_another_type]
+)
+@pytest.mark.parametrize("which", ["weight", "quantizer.weight_step", "affine.gain"])
+def test_evaluation_sees_every_change_of_a_parameter(change, which):
+    conv = float_conv(3, 4, 3, padding=1)
+    layer = QuantConv2d.from_float(conv, WIDTHS, "lsq", width_affine=True).double().eval()
+    x, choice = random_tensor(4, 3, 8, 8, seed=5), one_hot([3, 0, 1, 2], 4)
+    with torch.no_grad():
+        layer.quantizer.weight_step.div_(7)
+        layer.affine.gain.mul_(0.9)
+        before = layer(x, choice)
+    change(layer.get_parameter(which))
+    with torch.no_grad():
+        after = layer(x, choice)
+    expected = layer(x, choice).detach()  # with gradients nothing is kept
+    assert relative_error(after, expected) < 1e-12 < relative_error(after, before)
+
+
+def test_a_weight_at_the_address_of_another_is_not_taken_for_it():
+    layer = QuantConv2d(3, 8, 3, widths=(3,)).eval()
+    x = torch.randn(1, 3, 8, 8)
+    for _ in range(20):
+        with torch.no_grad():
+            layer(x)
+            freed = torch.randn(8, 3, 3, 3)
+            layer.weight.data = freed
+            del freed
+            layer.weight.data = torch.randn(8, 3, 3, 3)
+            assert torch.equal(layer(x), QuantConv2d.from_float(layer, (3,))(x))
+
+
+def test_evaluation_in_inference_mode_with_inference_parameters():
+    with torch.inference_mode():
+        layer = QuantConv2d(3, 8, 3, widths=(2, 4), width_affine=True).eval()
+        x = torch.randn(2, 3, 8, 8)
+        expected = layer.train()(x, torch.eye(2))
+        assert torch.equal(layer.eval()(x, torch.eye(2)), expected)
+        layer.weight.mul_(-1)
+        assert not torch.equal(layer(x, torch.eye(2)), expected)
+
+
+def test_what_evaluation_keeps_is_not_copied_nor_saved_nor_kept_for_training():
+    layer = QuantConv2d(3, 8, 3, widths=(2, 4)).eval()
+    fresh = len(pickle.dumps(layer))
+    with torch.no_grad():
+        layer(torch.randn(2, 3, 8, 8), torch.eye(2))
+    kept = weakref.ref(layer._weights._kept[1][0])
+    assert len(pickle.dumps(layer)) == fresh == len(pickle.dumps(copy.deepcopy(layer)))
+    layer.train()
+    assert kept() is None

@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dqnet.config import TrainConfig
+from dqnet.config import TrainConfig, flatten
 from dqnet.data import Splits
 from dqnet.engine.files import write_atomically
 from dqnet.engine.weights import read_checkpoint
@@ -82,7 +82,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if key in content and not isinstance(content[key], kind):
             found = type(content[key]).__name__
             raise UserError(f"{path} holds a {found} where its {key!r} should be")
-    for key, value in _flatten(content["config"]).items():
+    for key, value in flatten(content["config"]).items():
         # train.py stores values. A stranger's interpolation could read the environment.
         if isinstance(value, str) and "${" in value:
             raise UserError(f"{path} holds {key}={value}: a checkpoint has values, no references")
@@ -139,7 +139,7 @@ def config_of(content: dict[str, Any], path: Path) -> TrainConfig:
 
 def check_same_run(path: Path, stored: dict[str, Any], config: TrainConfig) -> None:
     """Raises UserError if a folder's checkpoint was trained with other settings."""
-    before, now = _flatten(stored), _flatten(asdict(config))
+    before, now = flatten(stored), flatten(asdict(config))
     differing = [
         key
         for key in sorted(before.keys() | now.keys())
@@ -206,12 +206,3 @@ def _check_sums(path: Path) -> None:
         damaged = str(error)
     if damaged is not None:
         raise UserError(f"{path} is damaged ({damaged})")
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dqnet.controller import Controller, one_hot_max
+from dqnet.errors import UserError
 from dqnet.layers.conv import check_one_hot
 from dqnet.layers.router import Router
 
@@ -81,7 +82,8 @@ class QuantizedModel(nn.Module):
         self.layers = layers
         self.widths = widths
         self.budget_lambda = 0.0
-        self._router = Router(sampled=choice_gradient == "sampled")
+        names = tuple(layer.name for layer in self.routed_layers)
+        self._router = Router(choice_gradient == "sampled", names)
         self._forced: Tensor | None = None
         self._scores: Tensor | None = None
         self._used: Tensor | None = None
@@ -94,6 +96,9 @@ class QuantizedModel(nn.Module):
         costs = torch.tensor(squares, dtype=torch.int64).reshape(-1, len(widths))
         self.register_buffer("routed_costs", costs, persistent=False)
         self.register_load_state_dict_pre_hook(_accept_float_state_dict)
+
+    def _replicate_for_data_parallel(self) -> QuantizedModel:
+        raise UserError("a converted model cannot run in nn.DataParallel; use torchrun")
 
     @property
     def routed_layers(self) -> tuple[LayerInfo, ...]:
@@ -131,29 +136,50 @@ class QuantizedModel(nn.Module):
 
         Returns:
             Logits and the routing used; in a static network L is 0.
+
+        Raises:
+            UserError: for a routing that is not one-hot or of another shape, or if the model is
+                running already.
         """
         shape = (len(images), len(self.routed_layers), len(self.widths))
         if routing is not None:
             check_one_hot(routing, shape)
         used = scores = images.new_zeros(shape)
-        self._forced = routing
-        try:
-            if self.controller is not None and self.split_point is None:
-                self._run_controller(images)
+        if self.controller is None:
             logits = self.backbone(images)
-            if self.controller is not None:
+        else:
+            self._begin(routing)
+            try:
+                if self.split_point is None:
+                    self._run_controller(images)
+                logits = self.backbone(images)
                 used, scores = self._used, self._scores
-        finally:
-            self._router.close()
-            self._forced = self._scores = self._used = None
+            finally:
+                self._end()
         return ScoredOutput(logits, used, scores) if with_scores else Output(logits, used)
 
     def _after_split_point(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        if self._scores is None:  # a module that is called again does not route again
-            self._run_controller(output)
+        self._run_controller(output)
+
+    @torch.compiler.disable
+    def _begin(self, routing: Tensor | None) -> None:
+        self._router.begin()
+        self._forced = routing
+
+    @torch.compiler.disable
+    def _end(self) -> None:
+        self._forced = self._scores = self._used = None
+        self._router.end()
 
     @torch.compiler.disable  # it fills the router, which is not a tensor
     def _run_controller(self, features: Tensor) -> None:
+        if not self._router.running:
+            raise UserError(
+                f"split point {self.split_point!r} ran outside model(images): call the model, not "
+                "its backbone, and use no gradient checkpointing that contains the split point"
+            )
+        if self._scores is not None:  # a module that is called again does not route again
+            return
         # A frozen controller's routing is given, not learned: nothing before it is trained to
         # change its mind, and layers need no gradient to their choice.
         trained = any(p.requires_grad for p in self.controller.parameters())

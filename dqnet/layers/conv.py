@@ -114,7 +114,7 @@ class QuantConv2d(nn.Conv2d):
 
         Raises:
             UserError: if there are several widths and no one-hot choice of the right shape, or
-                ``x`` is no batch of real numbers.
+                ``x`` is no batch of real numbers, or not of the images that the router routed.
         """
         if x.dim() != 4:
             raise UserError(f"QuantConv2d takes [N, C, H, W], not a tensor of {x.dim()} dimensions")
@@ -169,7 +169,7 @@ class QuantConv2d(nn.Conv2d):
                 raise UserError(
                     f"a layer with widths {self.widths} needs a choice [N, {len(self.widths)}]"
                 )
-            return self.router.column(self.column)
+            return self.router.column(self.column, len(x))
         check_one_hot(choice, (len(x), len(self.widths)))
         return choice, Groups.of(choice), None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -21,6 +22,8 @@ from dqnet.trace import Trace, trace_model
 #: shortcut projections, which every image runs at the same width
 DEFAULT_STATIC = ("*downsample*", "*shortcut*")
 CHOICE_GRADIENTS = ("exact", "sampled")
+#: what is quantized or refused; other convolutions are counted and left as they are
+QUANTIZABLE = (nn.Conv2d, nn.Linear)
 #: layers whose forward pass is what their base class computes
 CONVERTIBLE = (nn.Conv2d, Conv2dSame, nn.Linear)
 
@@ -59,7 +62,8 @@ def quantize(
         static_width: the width of static layers; by default the middle of ``widths`` (the upper
             of the two middle ones).
         full_precision: name patterns (as of a shell) of layers to leave as they are; by default
-            the first convolution and the classifier.
+            the first convolution, any other that reads the image, and the classifier.
+            Convolutions that are not 2-D, and transposed ones, always are.
         static: name patterns of layers that run at ``static_width`` for every image. Fully
             connected layers always do.
         options: the quantizer's own arguments.
@@ -88,10 +92,16 @@ def quantize(
     (static_width,) = check_widths([static_width])
 
     trace = trace_model(model, sample_input)
-    names = list(trace.layers)
+    if trace.uncounted:
+        warnings.warn(
+            f"Bit-FLOPs leave out what {', '.join(trace.uncounted)} multiply: only convolutions and "
+            "fully connected layers are counted",
+            stacklevel=2,
+        )
+    names = [n for n in trace.layers if isinstance(model.get_submodule(n), QUANTIZABLE)]
     if full_precision is None:
-        full_precision = _first_and_last(model, trace)
-    _check_patterns("full_precision", full_precision, names)
+        full_precision = _first_and_last(model, trace, names)
+    _check_patterns("full_precision", full_precision, list(trace.layers))
     if tuple(static) != DEFAULT_STATIC:
         _check_patterns("static", static, names)
 
@@ -100,7 +110,7 @@ def quantize(
     layers = []
     for name, traced in trace.layers.items():
         module = model.get_submodule(name)
-        if _matches(name, full_precision):
+        if name not in names or _matches(name, full_precision):
             layers.append(LayerInfo(name, "full", (32,), traced.macs))
             continue
         if type(module) not in CONVERTIBLE:
@@ -148,10 +158,11 @@ def quantize(
     return converted
 
 
-def _first_and_last(model: nn.Module, trace: Trace) -> list[str]:
-    """The first convolution and the classifier, in execution order."""
-    convs = [n for n in trace.layers if isinstance(model.get_submodule(n), nn.Conv2d)]
-    return [*convs[:1], *list(trace.layers)[-1:]]
+def _first_and_last(model: nn.Module, trace: Trace, names: list[str]) -> list[str]:
+    """The first convolution, others that read the image, and the classifier."""
+    convs = [n for n in names if isinstance(model.get_submodule(n), nn.Conv2d)]
+    readers = [n for n in convs[1:] if trace.layers[n].reads_images]
+    return list(dict.fromkeys([*convs[:1], *readers, *names[-1:]]))
 
 
 def _split_point(

@@ -14,7 +14,10 @@ FULL_PRECISION_BITS = 32
 
 
 def bit_flops(model: QuantizedModel, routing: Tensor, full_precision: bool = False) -> Tensor:
-    """The Bit-FLOPs of each image.
+    """The Bit-FLOPs of each image, in convolutions and fully connected layers.
+
+    What other modules multiply is not counted: products of activations (attention), weights that
+    are mixed or generated on the way (timm's ``CondConv2d``), recurrent layers.
 
     Args:
         model: a converted model.

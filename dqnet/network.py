@@ -60,7 +60,7 @@ class QuantizedModel(nn.Module):
     Attributes:
         backbone: the converted model.
         controller: ``None`` in a static network.
-        layers: every convolution and fully connected layer, in execution order.
+        layers: every convolution (of any kind) and fully connected layer, in execution order.
         widths: the candidate widths of the routed layers (of all layers in a static network).
         budget_lambda: λ, the price of Bit-FLOPs in evaluation: above 0 cheaper than trained, below
             0 dearer; see :meth:`route`. It is no part of the state dict.

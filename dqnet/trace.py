@@ -5,34 +5,42 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 #: a fixed seed: converting the same model twice gives the same result
 PROBE_SEED = 0
 #: images of the pass, at least: a squeeze-and-excite layer sees only a few numbers of each
 PROBE_IMAGES = 4
+#: what multiplies and accumulates, and is counted
+LAYERS = (_ConvNd, nn.Linear)
+#: modules whose weights are looked up, or multiply elements one by one
+NO_MACS = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm)
 
 
 @dataclass
 class LayerTrace:
-    """What a pass showed of one convolution or fully connected layer.
+    """What a pass showed of one convolution (of any kind) or fully connected layer.
 
     Attributes:
         name: its module name.
         order: when it first ran; modules that are not layers count as well.
         macs: multiply-accumulates for one image, over all its calls.
         signed: whether its input was ever negative.
+        reads_images: whether its first input was the model's own.
     """
 
     name: str
     order: int
     macs: int
     signed: bool
+    reads_images: bool
 
 
 @dataclass
@@ -43,11 +51,14 @@ class Trace:
         layers: convolutions and fully connected layers that ran, by module name, in order.
         finished: when each module first returned, on the same clock as ``LayerTrace.order``.
         shapes: output shape of each module that returned a tensor.
+        uncounted: modules that ran and have a weight of two axes or more, but are no layers: what
+            they compute is not known.
     """
 
     layers: dict[str, LayerTrace] = field(default_factory=dict)
     finished: dict[str, int] = field(default_factory=dict)
     shapes: dict[str, torch.Size] = field(default_factory=dict)
+    uncounted: list[str] = field(default_factory=list)
 
 
 def trace_model(model: nn.Module, sample_input: Tensor) -> Trace:
@@ -65,27 +76,28 @@ def trace_model(model: nn.Module, sample_input: Tensor) -> Trace:
     trace = Trace()
     clock = iter(range(10**9))
 
-    def enter(name: str, module: nn.Module, x: Tensor) -> None:
+    def enter(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        x = _input(args, kwargs)
         if name not in trace.layers:
-            trace.layers[name] = LayerTrace(name, next(clock), 0, False)
+            reads_images = (x.data_ptr(), x.shape) == (noise.data_ptr(), noise.shape)
+            trace.layers[name] = LayerTrace(name, next(clock), 0, False, reads_images)
         trace.layers[name].signed |= bool((x < 0).any())
 
-    def leave(name: str, module: nn.Module, output: Any) -> None:
+    def leave(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         trace.finished.setdefault(name, next(clock))
         if isinstance(output, Tensor):
             trace.shapes.setdefault(name, output.shape)
             if name in trace.layers:
-                trace.layers[name].macs += _macs(module, output)
+                trace.layers[name].macs += _macs(module, _input(args, kwargs), output, len(noise))
+        if _multiplies(module) and name not in [*trace.layers, *trace.uncounted]:
+            trace.uncounted.append(name)
 
     handles = []
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            handles.append(
-                module.register_forward_pre_hook(lambda m, args, name=name: enter(name, m, args[0]))
-            )
-        handles.append(
-            module.register_forward_hook(lambda m, args, out, name=name: leave(name, m, out))
-        )
+        if isinstance(module, LAYERS):
+            hook = partial(enter, name)
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        handles.append(module.register_forward_hook(partial(leave, name), with_kwargs=True))
     generator = torch.Generator().manual_seed(PROBE_SEED)
     shape = max(len(sample_input), PROBE_IMAGES), *sample_input.shape[1:]
     noise = torch.randn(shape, generator=generator).to(sample_input)
@@ -98,12 +110,25 @@ def trace_model(model: nn.Module, sample_input: Tensor) -> Trace:
     return trace
 
 
-def _macs(module: nn.Module, output: Tensor) -> int:
+def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a module was called with, by position or by name."""
+    return args[0] if args else next(iter(kwargs.values()), None)
+
+
+def _macs(module: nn.Module, x: Tensor, output: Tensor, images: int) -> int:
     """Multiply-accumulates for one image; additions of a bias are not counted."""
-    per_output = module.weight[0].numel()
-    if isinstance(module, nn.Conv2d):
-        return output[0].numel() * per_output
-    return prod(output.shape[1:]) * per_output
+    # A transposed convolution multiplies every input by the weights, others make every output so.
+    elements = x if isinstance(module, _ConvTransposeNd) else output
+    # A batch may be folded into other axes. What has a first axis of one does not depend on it.
+    shares = 1 if len(output) == 1 else images
+    return elements.numel() * module.weight[0].numel() // shares
+
+
+def _multiplies(module: nn.Module) -> bool:
+    """Whether the module has a weight of its own by which it may multiply vectors."""
+    own = module._parameters.items()
+    matrices = [name for name, p in own if "weight" in name and p is not None and p.dim() > 1]
+    return bool(matrices) and not isinstance(module, NO_MACS)
 
 
 @contextmanager
@@ -126,21 +151,21 @@ def _noisy_norms(model: nn.Module, generator: torch.Generator) -> Iterator[None]
     mean and variance first, plus an offset of each image's own.
     """
 
-    def rescale(module: nn.Module, args: tuple[Tensor, ...]) -> Tensor:
-        (x,) = args
+    def rescale(module: nn.Module, args: Any, kwargs: Any) -> tuple[tuple[Tensor], dict[str, Any]]:
+        x = _input(args, kwargs)
         per_channel = *x.shape[:2], *[1] * (x.dim() - 2)
         offset = torch.randn(per_channel, generator=generator).to(x)
         x = F.batch_norm(x, None, None, training=True) + offset
         if module.running_mean is None:
-            return x
+            return (x,), {}
         to_channels = (-1, *per_channel[2:])
         spread = (module.running_var + module.eps).sqrt().view(to_channels)
-        return (x * spread + module.running_mean.view(to_channels)).to(x)
+        return ((x * spread + module.running_mean.view(to_channels)).to(x),), {}
 
     saved, handles = [], []
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            handles.append(module.register_forward_pre_hook(rescale))
+            handles.append(module.register_forward_pre_hook(rescale, with_kwargs=True))
             for parameter in module.parameters(recurse=False):
                 saved.append((parameter, parameter.detach().clone()))
                 parameter += 2 * torch.randn(parameter.shape, generator=generator).to(parameter)

@@ -5,7 +5,7 @@ import fnmatch
 import pytest
 import timm
 import torch
-from timm.layers import ScaledStdConv2d
+from timm.layers import CondConv2d, ScaledStdConv2d
 from torch import nn
 
 import dqnet
@@ -447,3 +447,48 @@ def test_converting_twice_is_refused():
 def test_the_separate_controller_reads_the_image_whatever_the_split_point():
     model = convert(shared_until="act", controller=ControllerConfig(kind="separate"))
     assert model.split_point is None and model.controller.input_shape[0] == 3
+
+
+# What is counted, and what stays in full precision
+
+
+def test_convolutions_that_are_not_2d_are_counted_and_left_as_they_are():
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ConvTranspose2d(4, 4, 2, 2),
+        nn.Flatten(2), nn.AdaptiveAvgPool1d(9), nn.Conv1d(4, 2, 3), nn.Flatten(), nn.Linear(14, 5),
+        nn.Unflatten(1, (5, 1)), nn.ConvTranspose1d(5, 5, 1),
+    )  # fmt: skip
+    model = convert(net, widths=(3,), shared_until=None)
+    assert roles(model) == {
+        "0": "full", "2": "static", "3": "full", "6": "full", "8": "full", "10": "full",
+    }  # fmt: skip
+    macs = {layer.name: layer.macs for layer in model.layers}
+    assert macs["3"] == 64 * 4 * 4 * 4 and macs["6"] == 7 * 2 * 4 * 3
+    full = sum(macs.values()) - macs["2"]
+    cost = dqnet.bit_flops(model, model(images(2, 8)).routing, full_precision=True)
+    assert cost.tolist() == 2 * [9 * macs["2"] + 1024 * full]
+
+
+def test_what_cannot_be_counted_is_named_once():
+    class Mixed(Net):
+        def __init__(self):
+            super().__init__()
+            self.mixed = CondConv2d(3, 3, 1)
+
+        def forward(self, x):
+            return super().forward(self.mixed(x, torch.ones(len(x), 4)))
+
+    with pytest.warns(UserWarning, match="Bit-FLOPs leave out what mixed multiply") as found:
+        convert(Mixed())
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("name", ["mobileone_s0", "repvgg_a0", "fastvit_t8"])
+def test_every_convolution_that_reads_the_image_stays_in_full_precision(name):
+    net = timm.create_model(name, num_classes=5)
+    convs = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d)]
+    linear = [n for n, m in net.named_modules() if isinstance(m, nn.Linear)]
+    readers = [n for n in convs if net.get_submodule(n).weight.shape[1] == 3]
+    assert len(readers) > 1
+    model = dqnet.quantize(net, torch.zeros(1, 3, 32, 32), widths=(3,))
+    assert set(named(model, "full")) == {*readers, linear[-1]}

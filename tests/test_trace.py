@@ -6,6 +6,7 @@ import re
 import pytest
 import timm
 import torch
+from timm.layers import CondConv2d
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -95,6 +96,65 @@ def test_macs_of_every_layer_equal_pytorchs_counter(name):
     }
     traced = trace_model(model, zeros(64)).layers
     assert {layer: t.macs for layer, t in traced.items()} == expected
+
+
+class EveryKind(nn.Module):
+    """Convolutions of every kind, some on patches that are folded into the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv2d = nn.Conv2d(3, 8, 3, padding=1)
+        self.on_patches = nn.Conv2d(8, 8, 3, stride=2, groups=2)
+        self.fc_on_patches = nn.Linear(9, 8)
+        self.up2d = nn.ConvTranspose2d(8, 6, 3, stride=2, groups=2)
+        self.up3d = nn.ConvTranspose3d(6, 4, 3, stride=2)
+        self.conv3d = nn.Conv3d(4, 2, 3)
+        self.conv1d = nn.Conv1d(2, 5, 3, dilation=2)
+        self.up1d = nn.ConvTranspose1d(5, 4, 2)
+        self.table = nn.Linear(3, 4)
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x):
+        n = len(x)
+        x = self.conv2d(x)
+        x = x.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+        x = self.fc_on_patches(self.on_patches(input=x).flatten(2))  # [N * 4, 8, 8]
+        x = self.up2d(x.unflatten(0, (n, 4)).transpose(1, 2).flatten(3))
+        x = self.conv3d(self.up3d(x[:, :, None, ::2, ::2]))
+        x = self.up1d(self.conv1d(x.flatten(2)))
+        return self.fc(input=x.mean(2) + self.table(torch.ones(1, 3)))
+
+
+def test_macs_of_every_kind_of_convolution_equal_pytorchs_counter():
+    model = EveryKind().eval()
+    with torch.no_grad(), FlopCounterMode(display=False, depth=None) as counter:
+        model(zeros(16))
+    flops = counter.get_flop_counts()
+    names = [name for name, _ in model.named_children()]
+    expected = {name: sum(flops[f"EveryKind.{name}"].values()) // 2 for name in names}
+    assert all(expected.values())
+    for n in (1, 7):
+        layers = trace_model(model, zeros(16, n)).layers
+        assert {name: layer.macs for name, layer in layers.items()} == expected
+
+
+def test_modules_with_weights_that_cannot_be_counted_are_listed():
+    class Others(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(3, 8)
+            self.norm = nn.LayerNorm((8, 8))
+            self.bilinear = nn.Bilinear(8, 8, 4)
+            self.attention = nn.MultiheadAttention(8, 2)
+            self.condconv = CondConv2d(3, 3, 1)
+            self.unused = nn.Bilinear(8, 8, 4)
+
+        def forward(self, x):
+            x = self.condconv(x, torch.ones(len(x), 4))
+            x = self.norm(x).mean(1) + self.embedding(torch.tensor(0))
+            return self.bilinear(x, self.attention(x, x, x)[0])
+
+    assert trace_model(Others(), zeros(8)).uncounted == ["condconv", "attention", "bilinear"]
 
 
 @pytest.mark.parametrize("n", [1, 7])

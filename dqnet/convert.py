@@ -94,8 +94,8 @@ def quantize(
     trace = trace_model(model, sample_input)
     if trace.uncounted:
         warnings.warn(
-            f"Bit-FLOPs leave out what {', '.join(trace.uncounted)} multiply: only convolutions and "
-            "fully connected layers are counted",
+            f"Bit-FLOPs leave out what {', '.join(trace.uncounted)} multiply: only convolutions "
+            "and fully connected layers are counted",
             stacklevel=2,
         )
     names = [n for n in trace.layers if isinstance(model.get_submodule(n), QUANTIZABLE)]

@@ -119,8 +119,9 @@ class _RoutedConv2d(torch.autograd.Function):
         *weights_and_parameters: Tensor,
     ) -> Tensor:
         # The quantizer reads its own parameters. They are arguments so that autograd asks for
-        # their gradients, and kept so that it notices if they change before the backward pass.
+        # their gradients, and saved so that it notices if they change before the backward pass.
         weights = weights_and_parameters[: len(quantizer.widths)]
+        ctx.parameters = weights_and_parameters[len(weights) :]
         # A bias that every width shares is no reason to choose one, so it is not needed again.
         own_bias = bias is not None and bias.dim() == 2
         ctx.save_for_backward(x, bias if own_bias else None, gain, *weights_and_parameters)
@@ -148,6 +149,7 @@ class _RoutedConv2d(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         groups, alternatives, geometry, quantizer = ctx.parts
+        quantizer = quantizer.with_input_parameters(ctx.parameters)
         x, own_bias, gain, *weights = ctx.saved_tensors
         weights = weights[: len(quantizer.widths)]
         need_x, need_choice, need_bias, need_gain = ctx.needs_input_grad[:4]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -132,6 +133,18 @@ class Quantizer(nn.Module):
     def input_parameters(self) -> list[nn.Parameter]:
         """The parameters that :meth:`quantize_input` depends on."""
         return []
+
+    def with_input_parameters(self, parameters: Sequence[Tensor]) -> Quantizer:
+        """Itself, or if these are not its :meth:`input_parameters` a copy that has them instead.
+
+        In the backward pass they may be others than in the forward pass, under
+        ``torch.func.functional_call`` for one.
+        """
+        own = self.input_parameters()
+        if all(a is b for a, b in zip(own, parameters, strict=True)):
+            return self
+        tensors = {id(t): t for t in (*self.parameters(), *self.buffers())}  # are not copied
+        return copy.deepcopy(self, tensors | dict(zip(map(id, own), parameters, strict=True)))
 
     def extra_repr(self) -> str:
         return f"widths={self.widths}, signed={self.signed}"

@@ -6,6 +6,7 @@ import pytest
 import torch
 from comparison import float_conv, one_hot, random_tensor, relative_error
 from torch import nn
+from torch.func import functional_call
 
 from dqnet.layers import QuantConv2d
 from dqnet.quantizers import Quantizer
@@ -61,3 +62,22 @@ def test_outputs_and_gradients_follow_the_new_format(scaled, by_name, columns):
     expected_gradients = torch.autograd.grad(expected, leaves, upstream)
     for got, want in zip(gradients, expected_gradients, strict=True):
         assert relative_error(got, want) <= 1e-10
+
+
+@pytest.mark.parametrize("name", ["scaled", "pact", "lsq"])
+@pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "computed"])
+def test_gradients_are_to_the_parameters_of_the_forward_pass(scaled, name, leaves):
+    """``functional_call`` puts others in their place for the forward pass alone."""
+    layer = QuantConv2d.from_float(float_conv(2, 3, 3), WIDTHS, name).double()
+    x, choice = 3 * random_tensor(2, 2, 5, 5, seed=5).abs(), one_hot([0, 1], 2)
+    x.requires_grad_()
+    layer(x, choice)  # LSQ's first batch
+    given = {n: (0.3 * p).detach().requires_grad_() for n, p in layer.named_parameters()}
+    passed = given if leaves else {n: 1 * p for n, p in given.items()}
+    y = functional_call(layer, passed, (x, choice))
+    actual = torch.autograd.grad(y.square().sum(), [x, *given.values()])
+
+    layer.load_state_dict({n: p.detach() for n, p in given.items()}, strict=False)
+    y = layer(x, choice)
+    expected = torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])
+    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))

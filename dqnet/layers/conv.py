@@ -67,6 +67,7 @@ class QuantConv2d(nn.Conv2d):
         self.router: Router | None = None
         self.column: int | None = None
         self._weights = WeightCache()
+        self.to(self.weight)  # device= and dtype= are of all parameters
 
     @classmethod
     def from_float(
@@ -95,7 +96,7 @@ class QuantConv2d(nn.Conv2d):
         layer.weight, layer.bias = conv.weight, conv.bias
         layer.quantizer = build_quantizer(quantizer, widths, signed, options)
         layer.affine = _affine(layer, width_affine)
-        layer.to(conv.weight.device)
+        layer.to(conv.weight)  # its device and type
         return layer.train(conv.training)
 
     @property

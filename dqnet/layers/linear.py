@@ -34,6 +34,7 @@ class QuantLinear(nn.Linear):
         self.quantizer = build_quantizer(quantizer, widths, signed, options)
         if len(self.widths) != 1:
             raise UserError(f"QuantLinear is static: one width, not {self.widths}")
+        self.to(self.weight)  # device= and dtype= are of all parameters
 
     @classmethod
     def from_float(
@@ -53,7 +54,7 @@ class QuantLinear(nn.Linear):
             quantizer=quantizer,
             signed=signed,
             options=options,
-        ).to(linear.weight.device)
+        ).to(linear.weight)
         layer.weight, layer.bias = linear.weight, linear.bias
         return layer.train(linear.training)
 

@@ -179,6 +179,34 @@ def test_a_half_precision_layer_is_close_to_float32_on_the_same_numbers(dtype, n
         assert relative_error(a, b) < 2 * tolerance
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, *HALF])
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_a_network_may_be_converted_in_any_precision(dtype, name):
+    def converted(before, after):
+        torch.manual_seed(0)
+        network = timm.create_model("resnet20_cifar").to(before)
+        return dqnet.quantize(network, torch.zeros(1, 3, 8, 8, dtype=before), quantizer=name).to(
+            after
+        )
+
+    x = random_tensor(3, 3, 8, 8).to(dtype)
+    model, expected = converted(dtype, dtype), converted(torch.float32, dtype)
+    routing = F.one_hot(torch.tensor([[0], [1], [2]]).expand(3, len(model.routed_layers)), 3)
+    logits = model(x, routing.to(dtype)).logits
+    assert torch.equal(logits, expected(x, routing.to(dtype)).logits)
+    logits.sum().backward()
+    assert all(p.grad.dtype == dtype for p in model.backbone.parameters())
+
+
+@pytest.mark.parametrize("kind", [QuantConv2d, QuantLinear])
+def test_device_and_type_of_a_layer_are_those_of_all_its_parameters(kind):
+    size = (2, 3, 1) if kind is QuantConv2d else (2, 3)
+    more = {"widths": (2, 4), "width_affine": True} if kind is QuantConv2d else {"widths": (2,)}
+    for key, value in (("dtype", torch.float64), ("device", torch.device("meta"))):
+        layer = kind(*size, quantizer="lsq", **more, **{key: value})
+        assert {getattr(p, key) for p in layer.parameters()} == {value}
+
+
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("name", ["dorefa", "pact"])
 def test_autocast_clips_what_half_precision_cannot_hold(dtype, name):

@@ -197,7 +197,8 @@ def test_run_folders_are_named_without_quotes(trained, command, tmp_path):
     shutil.copytree(trained[0], tmp_path / "runs" / name)
     assert command("eval.py", f"checkpoint=runs/{name}").status == 0
     assert (tmp_path / "runs" / name / "eval.json").exists()
-    assert command("train.py", *trained[1], f"hydra.run.dir=runs/{name}").status == 0
+    again = command("train.py", *trained[1], f"hydra.run.dir=runs/{name}")
+    assert f"runs/{name} holds this run, complete" in again.out
     missing = command("eval.py", "checkpoint=runs/quant=lsq")
     assert missing.status == 1
     (line,) = missing.err

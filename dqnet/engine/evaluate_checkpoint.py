@@ -120,7 +120,8 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> d
             model, evaluation, held_out, device, swept, config.controls, console
         )
     if remove_other_curve(folder, results):
-        console.print(f"{folder}/curve.csv was of another evaluation: removed", soft_wrap=True)
+        line = f"{folder}/curve.csv was of another evaluation: removed"
+        console.print(line, markup=False, soft_wrap=True)
     write_json(folder / "eval.json", results)
     evaluation.write_csv(folder / "per_sample.csv")
     written = [folder / "eval.json", folder / "per_sample.csv"]
@@ -148,5 +149,5 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> d
         print_curve(console, points, results["budget_lambda"])
     if config.controls:
         print_controls(console, results["controls"])
-    console.print(f"written: {', '.join(map(str, written))}", soft_wrap=True)
+    console.print(f"written: {', '.join(map(str, written))}", markup=False, soft_wrap=True)
     return results

@@ -70,7 +70,8 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
     )
     found = from_main(lambda: read_state(folder, config, console))
     if found is not None and from_main(summary_path.exists):
-        console.print(f"{folder} holds this run, complete; remove it to train again")
+        line = f"{folder} holds this run, complete; remove it to train again"
+        console.print(line, markup=False, soft_wrap=True)
         summary = from_main(lambda: read_json(summary_path))
         print_summary(console, summary)
         return summary
@@ -100,6 +101,7 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
         console.print(
             f"continuing {path} after epoch {done} of {epochs}"
             + (f" and {len(history)} of {len(data.train)} steps" if len(history) else ""),
+            markup=False,
             soft_wrap=True,
         )
     del found, state  # a second copy of all weights
@@ -234,7 +236,7 @@ def read_state(
 
     def warn(message: str) -> None:
         if console is not None:
-            console.print(f"warning: {message}", soft_wrap=True)
+            console.print(f"warning: {message}", markup=False, soft_wrap=True)
 
     found = load_newest(folder, warn)
     if found is not None:

@@ -65,7 +65,7 @@ def without_paths(content: Any, key: str = "") -> Any:
     if match is None:
         return content
     name, path = match.groups()
-    is_data = (name or key).rpartition(".")[2] == "root"
+    is_data = (name or key).endswith("root")
     short = "DATA" if is_data else "/".join(Path(path).parts[1:][-2:])
     return f"{name}={short}" if name else short
 

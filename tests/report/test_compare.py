@@ -371,3 +371,7 @@ def test_only_absolute_paths_are_shortened():
     content = ["data.root=/a/b", "data.root=images", "model.args={a: /x}", "/one", 3, None]
     expected = ["data.root=DATA", "data.root=images", "model.args={a: /x}", "one", 3, None]
     assert without_paths(content) == expected
+    assert without_paths({"data_root": "/a/b", "checkpoint": "/a/b/c.pt"}) == {
+        "data_root": "DATA",
+        "checkpoint": "b/c.pt",
+    }

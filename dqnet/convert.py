@@ -56,9 +56,9 @@ def quantize(
         quantizer: the name or the class of a number format.
         shared_until: module name of the split point: layers that run before its output appears
             are static, and the shared controller reads that output. ``"auto"``: the first stage
-            after the stem (the second entry of timm's ``feature_info``). ``None``: no shared
-            layers, for the separate controller, whose ``"auto"`` it is. A static network has no
-            split point.
+            after the stem, of those that timm's ``feature_info`` lists. ``None``: no shared layers,
+            for the separate controller, whose ``"auto"`` it is. A static network has no split
+            point.
         static_width: the width of static layers; by default the middle of ``widths`` (the upper
             of the two middle ones).
         full_precision: name patterns (as of a shell) of layers to leave as they are; by default
@@ -91,7 +91,8 @@ def quantize(
         static_width = widths[len(widths) // 2]
     (static_width,) = check_widths([static_width])
 
-    trace = trace_model(model, sample_input)
+    split = _split_point(model, shared_until, controller, dynamic=len(widths) > 1)
+    trace = trace_model(model, sample_input, watched=split)
     if trace.uncounted:
         warnings.warn(
             f"Bit-FLOPs leave out what {', '.join(trace.uncounted)} multiply: only convolutions "
@@ -105,7 +106,14 @@ def quantize(
     if tuple(static) != DEFAULT_STATIC:
         _check_patterns("static", static, names)
 
-    split = _split_point(model, trace, shared_until, controller, dynamic=len(widths) > 1)
+    if split is not None:
+        try:
+            _check_split_point(model, trace, split, len(widths) > 1 and controller.kind == "shared")
+        except UserError as error:
+            if shared_until != "auto":
+                raise
+            found = "the model lists it as its first stage, so name another with shared_until=..."
+            raise UserError(f"{error}; {found}") from error
 
     layers = []
     for name, traced in trace.layers.items():
@@ -151,7 +159,9 @@ def quantize(
         head = Controller(tuple(shape[1:]), len(routed), len(widths), controller)
         head.to(sample_input.device)
     _swap(model, swaps)  # last, so that a refused conversion leaves the model as it was
-    converted = QuantizedModel(model, head, source, tuple(layers), widths, choice_gradient)
+    converted = QuantizedModel(
+        model, head, source, tuple(layers), widths, choice_gradient, trace.overwritten
+    )
     if sample_input.device.type == "cpu":
         # A convolution of many small groups is a tenth faster in this format, and passes it on.
         converted.to(memory_format=torch.channels_last)
@@ -166,40 +176,45 @@ def _first_and_last(model: nn.Module, trace: Trace, names: list[str]) -> list[st
 
 
 def _split_point(
-    model: nn.Module,
-    trace: Trace,
-    name: str | None,
-    controller: ControllerConfig,
-    dynamic: bool,
+    model: nn.Module, name: str | None, controller: ControllerConfig, dynamic: bool
 ) -> str | None:
     """The module after which layers are routed; ``None``: from the start, or nowhere."""
     if name == "auto":
         if controller.kind == "separate" or not dynamic:
             return None
         stages = getattr(model, "feature_info", None) or []
-        # timm lists the stem first; some models hold a FeatureInfo object, which lists alike.
+        # Some models hold a FeatureInfo object, which lists alike.
         stages = [s["module"] for s in getattr(stages, "info", stages)]
         if len(stages) < 2:
             raise UserError(
                 "the model does not list its stages, so its split point cannot be found: "
                 "name the last shared module with shared_until"
             )
-        name = stages[1]
-    if name is None:
-        if controller.kind == "shared" and dynamic:
-            raise UserError("a shared controller reads a module's output: name it in shared_until")
-        return None
+        return stages[0] if _is_stage(model, stages[0]) else stages[1]
+    if name is None and controller.kind == "shared" and dynamic:
+        raise UserError("a shared controller reads a module's output: name it in shared_until")
+    return name
+
+
+def _is_stage(model: nn.Module, name: str) -> bool:
+    """Whether a module is a stage and not a stem, with which most models' lists begin."""
+    module = dict(model.named_modules()).get(name, model)
+    layers = [m for m in module.modules() if isinstance(m, QUANTIZABLE)]
+    return module is not model and len(layers) > 1 and not name.startswith("stem")
+
+
+def _check_split_point(model: nn.Module, trace: Trace, name: str, read: bool) -> None:
+    """Raises UserError unless the module ran; and if it is read, returned feature maps."""
     modules = dict(model.named_modules())
     if name not in modules or not name:
         raise unknown_name("split point", name, [n for n in modules if n])
     if name not in trace.shapes:
         raise UserError(f"split point {name!r} never returned a tensor when the model ran")
-    if dynamic and controller.kind == "shared" and len(trace.shapes[name]) != 4:
+    if read and len(trace.shapes[name]) != 4:
         raise UserError(
             f"split point {name!r} returns shape {list(trace.shapes[name])}; "
             "the controller reads feature maps [N, C, H, W]: choose an earlier module"
         )
-    return name
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

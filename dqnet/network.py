@@ -74,6 +74,7 @@ class QuantizedModel(nn.Module):
         layers: tuple[LayerInfo, ...],
         widths: tuple[int, ...],
         choice_gradient: str = "exact",
+        overwritten: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -84,6 +85,7 @@ class QuantizedModel(nn.Module):
         self.budget_lambda = 0.0
         names = tuple(layer.name for layer in self.routed_layers)
         self._router = Router(choice_gradient == "sampled", names)
+        self._overwritten = overwritten  # the backbone changes the split point's output in place
         self._forced: Tensor | None = None
         self._scores: Tensor | None = None
         self._used: Tensor | None = None
@@ -183,7 +185,11 @@ class QuantizedModel(nn.Module):
         # A frozen controller's routing is given, not learned: nothing before it is trained to
         # change its mind, and layers need no gradient to their choice.
         trained = any(p.requires_grad for p in self.controller.parameters())
-        self._scores = self.controller(features if trained else features.detach())
+        if not trained:
+            features = features.detach()
+        elif self._overwritten and torch.is_grad_enabled():
+            features = features.clone()  # the controller's gradient needs them as they are now
+        self._scores = self.controller(features)
         forced = self._forced
         self._used = self.route(self._scores) if forced is None else forced
         self._router.open(self._used)

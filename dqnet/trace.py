@@ -52,15 +52,17 @@ class Trace:
         shapes: output shape of each module that returned a tensor.
         uncounted: modules that ran and have a weight of two axes or more, but are no layers: what
             they compute is not known.
+        overwritten: whether the watched module's output was changed in place afterwards.
     """
 
     layers: dict[str, LayerTrace] = field(default_factory=dict)
     finished: dict[str, int] = field(default_factory=dict)
     shapes: dict[str, torch.Size] = field(default_factory=dict)
     uncounted: list[str] = field(default_factory=list)
+    overwritten: bool = False
 
 
-def trace_model(model: nn.Module, sample_input: Tensor) -> Trace:
+def trace_model(model: nn.Module, sample_input: Tensor, watched: str | None = None) -> Trace:
     """Runs ``model`` once on noise of the shape of ``sample_input`` and records its layers.
 
     Noise, and noise on the affine parameters of the normalisation layers, because signs are asked
@@ -71,8 +73,10 @@ def trace_model(model: nn.Module, sample_input: Tensor) -> Trace:
         model: any module that takes ``sample_input``.
         sample_input: ``[N, C, H, W]``; its shape, type and device are used, not its values. Few
             images become :data:`PROBE_IMAGES`, so that one lucky draw hides no sign.
+        watched: a module whose output is kept to see whether it is overwritten.
     """
     trace = Trace()
+    kept: list[tuple[Tensor, int]] = []
     clock = iter(range(10**9))
 
     def enter(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -86,6 +90,8 @@ def trace_model(model: nn.Module, sample_input: Tensor) -> Trace:
         trace.finished.setdefault(name, next(clock))
         if isinstance(output, Tensor):
             trace.shapes.setdefault(name, output.shape)
+            if name == watched and not output.is_inference():  # which has no version
+                kept.append((output, output._version))
             if name in trace.layers:
                 trace.layers[name].macs += _macs(module, _input(args, kwargs), output, len(noise))
         if _multiplies(module) and name not in [*trace.layers, *trace.uncounted]:
@@ -106,6 +112,7 @@ def trace_model(model: nn.Module, sample_input: Tensor) -> Trace:
     finally:
         for handle in handles:
             handle.remove()
+    trace.overwritten = any(output._version != version for output, version in kept)
     return trace
 
 

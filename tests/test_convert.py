@@ -20,19 +20,19 @@ FAMILIES = {
     "resnet34": ("conv1", "fc", ["layer1.*"], 2 * (4 + 6 + 3)),
     "resnet50": ("conv1", "fc", ["layer1.*"], 3 * (4 + 6 + 3)),
     "resnet101": ("conv1", "fc", ["layer1.*"], 3 * (4 + 23 + 3)),
-    # inverted residuals 3, 4, 3, 3, 1 times, and the last convolution
+    # inverted residuals 2, 3, 4, 3, 3, 1 times, and the last convolution
     "mobilenetv2_100": (
         "conv_stem",
         "classifier",
-        ["blocks.0.*", "blocks.1.*"],
-        3 * (3 + 4 + 3 + 3 + 1) + 1,
+        ["blocks.0.*"],
+        3 * (2 + 3 + 4 + 3 + 3 + 1) + 1,
     ),
-    # with two squeeze-and-excite layers each, 2, 3, 3, 4, 1 times
+    # with two squeeze-and-excite layers each, 2, 2, 3, 3, 4, 1 times
     "efficientnet_b0": (
         "conv_stem",
         "classifier",
-        ["blocks.0.*", "blocks.1.*"],
-        5 * (2 + 3 + 3 + 4 + 1) + 1,
+        ["blocks.0.*"],
+        5 * (2 + 2 + 3 + 3 + 4 + 1) + 1,
     ),
     # 1, 1, 4, 7 blocks
     "regnetx_002": ("stem.conv", "head.fc", ["s1.*"], 3 * (1 + 4 + 7)),
@@ -348,6 +348,31 @@ def test_a_split_point_that_returns_a_vector():
 def test_a_split_point_that_never_ran():
     with pytest.raises(UserError, match="'unused' never returned a tensor"):
         convert(shared_until="unused")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("resnet18d", "layer1"),
+        ("resnet20_cifar", "layer1"),
+        ("regnetx_002", "s1"),
+        ("vgg13_bn", "features.12"),  # the second pooling: VGG lists no stages, but their ends
+        ("mobilenetv2_100", "blocks.0"),
+        ("mobilenetv3_small_100", "blocks.0"),
+        ("convnext_atto", "stages.0"),
+        ("mobileone_s0", "stages.0"),
+        ("densenet121", "features.denseblock1"),
+    ],
+)
+def test_the_split_point_is_the_end_of_the_first_stage(name, expected):
+    net = timm.create_model(name, num_classes=5)
+    assert dqnet.quantize(net, torch.zeros(1, 3, 64, 64)).split_point == expected
+
+
+@pytest.mark.parametrize("name", ["hrnet_w18_small", "selecsls42"])
+def test_a_listed_stage_that_cannot_be_the_split_point_is_not_blamed_on_the_user(name):
+    with pytest.raises(UserError, match="lists it as its first stage, so name another with shared"):
+        dqnet.quantize(timm.create_model(name), torch.zeros(1, 3, 64, 64))
 
 
 def test_a_model_without_listed_stages_needs_a_split_point():

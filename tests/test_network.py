@@ -577,6 +577,27 @@ def test_a_split_point_that_runs_twice_routes_once():
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU, F.relu_])
+def test_a_split_point_whose_output_is_overwritten_learns_as_one_whose_is_not(activation):
+    class Overwriting(Tiny):
+        def __init__(self):
+            super().__init__()
+            del self.act
+            self.act = activation(inplace=True) if activation is nn.ReLU else activation
+
+    def gradients(net):
+        torch.manual_seed(0)
+        model = dqnet.quantize(net(), images(1), WIDTHS, shared_until="norm")
+        torch.manual_seed(0)
+        logits, routing = model(images())
+        (logits.square().sum() + dqnet.bit_flops(model, routing).sum() / 1e5).backward()
+        return [p.grad for p in model.parameters()]
+
+    expected = gradients(Tiny)
+    assert all(grad is not None and grad.any() for grad in expected[:2])
+    assert same(gradients(Overwriting), expected)
+
+
 def test_costs_follow_the_model_to_another_type_unrounded():
     model = resnet20(widths=(2, 11)).to(torch.bfloat16)
     assert model.routed_costs[0].tolist() == [4 * 1_179_648, 121 * 1_179_648]

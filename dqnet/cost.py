@@ -26,7 +26,15 @@ def bit_flops(model: QuantizedModel, routing: Tensor, full_precision: bool = Fal
 
     Returns:
         float64 ``[N]``, exact for one-hot routings; differentiable in ``routing``.
+
+    Raises:
+        UserError: for a routing of another shape.
     """
+    shape = model.routed_costs.shape
+    if routing.dim() != 3 or routing.shape[1:] != shape:
+        raise UserError(
+            f"the routing has shape {list(routing.shape)}, it must be [N, {shape[0]}, {shape[1]}]"
+        )
     constant = _fixed_cost(model)
     if full_precision:
         constant += full_precision_bit_flops(model.layers)

@@ -133,7 +133,7 @@ class QuantizedModel(nn.Module):
 
         Args:
             images: ``[N, C, H, W]``.
-            routing: one-hot ``[N, L, K]`` to run with instead of the controller's own.
+            routing: one-hot ``[N, L, K]``, of any type, to run with instead of the controller's.
             with_scores: return the controller's scores as well.
 
         Returns:
@@ -146,6 +146,8 @@ class QuantizedModel(nn.Module):
         shape = (len(images), len(self.routed_layers), len(self.widths))
         if routing is not None:
             check_one_hot(routing, shape)
+            if not routing.is_floating_point():
+                routing = routing.to(images.dtype)
         used = scores = images.new_zeros(shape)
         if self.controller is None:
             logits = self.backbone(images)

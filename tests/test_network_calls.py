@@ -178,6 +178,25 @@ def test_a_copy_made_at_any_time_runs_on_its_own(copied):
         copies[0](torch.zeros(6, 8, 8, 8))
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.uint8])
+def test_a_given_routing_may_be_of_any_type(dtype):
+    model = converted()
+    routing = model.eval()(images()).routing.detach()
+    given, expected = model(images(), routing.to(dtype)), model(images(), routing)
+    assert torch.equal(given.logits, expected.logits)
+    assert torch.equal(given.routing, routing)
+    layer, x = model.backbone.a, torch.randn(6, 8, 4, 4)
+    assert torch.equal(layer(x, routing[:, 0].to(dtype)), layer(x, routing[:, 0]))
+
+
+@pytest.mark.parametrize("part", [lambda r: r[0], lambda r: r[:, :1], lambda r: r[:, :, :2]])
+def test_the_cost_of_a_routing_of_another_shape_is_refused(part):
+    model = converted()
+    routing = part(model(images()).routing)
+    with pytest.raises(UserError, match=r"has shape \[.*it must be \[N, 2, 3\]"):
+        dqnet.bit_flops(model, routing)
+
+
 def test_data_parallel_replicas_are_refused():
     with pytest.raises(UserError, match="use torchrun"):
         nn.ModuleList([converted()])[0]._replicate_for_data_parallel()

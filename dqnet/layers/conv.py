@@ -105,18 +105,19 @@ class QuantConv2d(nn.Conv2d):
 
     # Group sizes differ from batch to batch: compiled, each new one would be compiled anew.
     @torch.compiler.disable
-    def forward(self, x: Tensor, choice: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, choice: Tensor | None = None) -> Tensor:  # noqa: A002
         """Runs every image at its width.
 
         Args:
-            x: ``[N, C, H, W]``.
+            input: ``[N, C, H, W]``; the name is that of ``nn.Conv2d``.
             choice: one-hot ``[N, K]``. Not needed with one width, nor inside a converted model,
                 whose router gives it.
 
         Raises:
             UserError: if there are several widths and no one-hot choice of the right shape, or
-                ``x`` is no batch of real numbers, or not of the images that the router routed.
+                ``input`` is no batch of real numbers, or not of the images that the router routed.
         """
+        x = input
         if x.dim() != 4:
             raise UserError(f"QuantConv2d takes [N, C, H, W], not a tensor of {x.dim()} dimensions")
         if not x.is_floating_point():
@@ -172,6 +173,8 @@ class QuantConv2d(nn.Conv2d):
                 )
             return self.router.column(self.column, len(x))
         check_one_hot(choice, (len(x), len(self.widths)))
+        if not choice.is_floating_point():
+            choice = choice.to(x.dtype)
         return choice, Groups.of(choice), None
 
 

@@ -62,8 +62,8 @@ class QuantLinear(nn.Linear):
     def widths(self) -> tuple[int, ...]:
         return self.quantizer.widths
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as nn.Linear names it
         """``[N, ..., in_features]`` to ``[N, ..., out_features]``."""
-        self.quantizer.prepare(self.weight, x)
+        self.quantizer.prepare(self.weight, input)
         (weight,) = self.quantizer.quantize_weight(self.weight)
-        return F.linear(self.quantizer.quantize_input(x, self.widths[0]), weight, self.bias)
+        return F.linear(self.quantizer.quantize_input(input, self.widths[0]), weight, self.bias)

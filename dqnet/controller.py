@@ -147,12 +147,16 @@ def one_hot_max(scores: Tensor) -> Tensor:
 
 
 def check_controller(config: ControllerConfig) -> None:
-    """Raises UserError for a setting outside its range."""
+    """Raises UserError for another type, or a setting outside its range."""
+    if not isinstance(config, ControllerConfig):
+        raise UserError(
+            f"controller {config!r} is no dqnet.ControllerConfig, e.g. ControllerConfig(hidden=32)"
+        )
     for key, valid in (("kind", KINDS), ("pool", POOLS), ("activation", ACTIVATIONS)):
         if getattr(config, key) not in valid:
             raise unknown_name(f"controller {key}", getattr(config, key), valid)
-    if config.hidden < 1:
-        raise UserError(f"controller hidden {config.hidden} must be at least 1")
+    if not isinstance(config.hidden, int) or config.hidden < 1:
+        raise UserError(f"controller hidden {config.hidden} must be at least 1, an integer")
     if not 0 <= config.dropout < 1:
         raise UserError(f"controller dropout {config.dropout} must be in [0, 1)")
     if config.tau <= 0 or (config.tau_end is not None and config.tau_end <= 0):

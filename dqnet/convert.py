@@ -12,7 +12,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from dqnet.config import ControllerConfig
-from dqnet.controller import Controller
+from dqnet.controller import Controller, check_controller
 from dqnet.errors import UserError, unknown_name
 from dqnet.layers import QuantConv2d, QuantLinear
 from dqnet.network import LayerInfo, QuantizedModel
@@ -75,24 +75,35 @@ def quantize(
 
     Raises:
         UserError: for an unknown name, a bad width, a pattern that matches nothing, a split point
-            that does not exist or leaves nothing to route, or a layer that cannot be converted.
+            that does not exist or leaves nothing to route, a layer that cannot be converted, or a
+            sample that the model does not take.
     """
-    if any(isinstance(module, (QuantConv2d, QuantLinear)) for module in model.modules()):
-        raise UserError("the model is already converted; convert a float one")
+    _check_model(model, sample_input)
     widths = check_widths(widths)
     quantizer = find_quantizer(quantizer)
     static = [static] if isinstance(static, str) else static
     if isinstance(full_precision, str):
         full_precision = [full_precision]
-    controller = controller or ControllerConfig()
+    controller = ControllerConfig() if controller is None else controller
+    check_controller(controller)
     if choice_gradient not in CHOICE_GRADIENTS:
         raise unknown_name("choice_gradient", choice_gradient, CHOICE_GRADIENTS)
     if static_width is None:
         static_width = widths[len(widths) // 2]
     (static_width,) = check_widths([static_width])
+    if len(widths) == 1 and widths != (static_width,):
+        raise UserError(
+            f"static_width {static_width} does nothing with widths {widths}: "
+            "with one width every layer is static at it"
+        )
 
     split = _split_point(model, shared_until, controller, dynamic=len(widths) > 1)
-    trace = trace_model(model, sample_input, watched=split)
+    try:
+        trace = trace_model(model, sample_input, watched=split)
+    except RuntimeError as error:
+        what = f"{sample_input.dtype} {list(sample_input.shape)}"
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"the model does not run on the sample_input, {what}: {reason}") from error
     if trace.uncounted:
         warnings.warn(
             f"Bit-FLOPs leave out what {', '.join(trace.uncounted)} multiply: only convolutions "
@@ -126,6 +137,12 @@ def quantize(
                 f"layer {name!r} is a {type(module).__name__}, which has no quantized form; "
                 f"keep it as it is with full_precision={[*full_precision, name]}"
             )
+        if "weight" not in module._parameters:
+            raise UserError(
+                f"layer {name!r} computes its weight (weight norm, pruning); make it a parameter "
+                "first (remove_weight_norm, prune.remove), or keep the layer as it is with "
+                f"full_precision={[*full_precision, name]}"
+            )
         before = split is not None and traced.order < trace.finished[split]
         routed = (
             len(widths) > 1
@@ -151,6 +168,11 @@ def quantize(
                 swaps[module] = QuantConv2d.from_float(module, *arguments, width_affine)
             else:
                 swaps[module] = QuantLinear.from_float(module, *arguments)
+            # Not copies, so that their handles still remove them.
+            hooks = {
+                k: v for k, v in vars(module).items() if "_hook" in k and "state_dict" not in k
+            }
+            vars(swaps[module]).update(hooks)
 
     head = None
     source = split if routed and controller.kind == "shared" else None  # None: the image
@@ -164,8 +186,34 @@ def quantize(
     )
     if sample_input.device.type == "cpu":
         # A convolution of many small groups is a tenth faster in this format, and passes it on.
-        converted.to(memory_format=torch.channels_last)
+        # Not by converted.to(), which refuses parameters of five axes.
+        for tensor in (*converted.parameters(), *converted.buffers()):
+            if tensor.dim() == 4:
+                tensor.data = tensor.data.to(memory_format=torch.channels_last)
     return converted
+
+
+def _check_model(model: nn.Module, sample_input: Tensor) -> None:
+    """Raises UserError for what is no float model, or no batch of images."""
+    if not isinstance(model, nn.Module):
+        raise UserError(f"the model is a {type(model).__name__}; it must be an nn.Module")
+    if any(isinstance(module, (QuantConv2d, QuantLinear)) for module in model.modules()):
+        raise UserError("the model is already converted; convert a float one")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise UserError(f"convert what is in the {type(model).__name__}: its .module")
+    if isinstance(model, QUANTIZABLE):
+        raise UserError(
+            "the model is a single layer; convert it with QuantConv2d.from_float (QuantLinear), or "
+            "inside an nn.Sequential"
+        )
+    if not isinstance(sample_input, Tensor):
+        kind = type(sample_input).__name__
+        raise UserError(f"sample_input is a {kind}; give a tensor, e.g. torch.zeros(1, 3, 32, 32)")
+    if sample_input.dim() != 4 or not sample_input.is_floating_point():
+        raise UserError(
+            f"sample_input must be images [N, C, H, W] of floating point, not {sample_input.dtype} "
+            f"{list(sample_input.shape)}"
+        )
 
 
 def _first_and_last(model: nn.Module, trace: Trace, names: list[str]) -> list[str]:
@@ -228,8 +276,10 @@ def _check_patterns(kind: str, patterns: Sequence[str], names: list[str]) -> Non
 
 
 def _swap(model: nn.Module, swaps: dict[nn.Module, nn.Module]) -> None:
-    """Replaces modules under every name that they have."""
+    """Replaces modules under every name that they have, also in a module's own lists."""
     for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child in swaps:
-                setattr(parent, name, swaps[child])
+        for held in vars(parent).values():  # the children are in one of them
+            if isinstance(held, (list, dict)):
+                for key, child in enumerate(held) if isinstance(held, list) else [*held.items()]:
+                    if isinstance(child, nn.Module) and child in swaps:
+                        held[key] = swaps[child]

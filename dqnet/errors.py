@@ -16,7 +16,7 @@ class UserError(ValueError):
 def unknown_name(kind: str, name: str, valid: Iterable[str], hint: str = "") -> UserError:
     """The error for a name that does not exist, with up to three of the nearest valid ones."""
     valid = sorted(valid)
-    nearest = difflib.get_close_matches(name, valid, n=3, cutoff=0.4)
+    nearest = difflib.get_close_matches(str(name), valid, n=3, cutoff=0.4)
     if nearest:
         advice = f"did you mean {' or '.join(repr(n) for n in nearest)}?"
     elif len(valid) <= 12:

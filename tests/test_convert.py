@@ -2,9 +2,11 @@
 
 import fnmatch
 
+import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.utils.prune
 from timm.layers import CondConv2d, ScaledStdConv2d
 from torch import nn
 
@@ -517,3 +519,138 @@ def test_every_convolution_that_reads_the_image_stays_in_full_precision(name):
     assert len(readers) > 1
     model = dqnet.quantize(net, torch.zeros(1, 3, 32, 32), widths=(3,))
     assert set(named(model, "full")) == {*readers, linear[-1]}
+
+
+# What a model may be, and how it may call its layers
+
+
+def held_in_a_list(container):
+    class Listed(Net):
+        def __init__(self):
+            super().__init__()
+            self.held = container([self.early, self.late])
+
+        def forward(self, x):
+            first, last = self.held.values() if isinstance(self.held, dict) else self.held
+            x = self.act(self.stem(x))
+            return self.fc2(self.act(self.fc1(self.act(last(self.act(first(x)))).mean((2, 3)))))
+
+    return Listed()
+
+
+@pytest.mark.parametrize("container", [list, lambda layers: dict(enumerate(layers))])
+def test_a_layer_that_a_plain_list_holds_too_is_swapped_there(container):
+    model = convert(held_in_a_list(container), widths=(1,)).eval()
+    ran = []
+    for name in ("early", "late"):
+        layer = model.backbone.get_submodule(name)
+        layer.register_forward_hook(lambda m, *rest: ran.append(m))
+    model(images(2, 8))
+    assert [type(m) for m in ran] == [QuantConv2d] * 2
+
+
+def test_hooks_of_a_layer_go_on_with_its_quantized_form():
+    net, calls = Net(), []
+    forward = net.late.register_forward_hook(lambda m, args, out: calls.append("forward"))
+    net.late.register_forward_pre_hook(lambda m, a, k: calls.append("before"), with_kwargs=True)
+    net.fc1.register_full_backward_hook(lambda *args: calls.append("backward"))
+    model = convert(net)
+    calls.clear()
+    model(images(2, 8)).logits.sum().backward()
+    assert calls == ["before", "forward", "backward"]
+    forward.remove()
+    model(images(2, 8))
+    assert calls[3:] == ["before"]
+
+
+def test_layers_may_be_called_with_their_input_by_name():
+    class Named(Net):
+        def forward(self, x):
+            x = self.act(self.stem(input=x))
+            x = self.act(self.late(input=self.act(self.early(input=x)))).mean((2, 3))
+            return self.fc2(input=self.act(self.fc1(input=x)))
+
+    assert convert(Named())(images(2, 8)).logits.shape == (2, 3)
+
+
+def test_a_model_may_have_parameters_of_any_number_of_axes():
+    net = Net()
+    net.volume = nn.Parameter(torch.zeros(1, 1, 1, 1, 1))
+    weight = convert(net).backbone.late.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        lambda conv: nn.utils.prune.l1_unstructured(conv, "weight", 0.5),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_a_layer_that_computes_its_weight_is_refused_or_stays(change):
+    net = Net()
+    change(net.late)
+    with pytest.raises(UserError, match=r"'late' computes its weight.*full_precision=.*'late'"):
+        convert(net)
+    assert type(net.early) is nn.Conv2d
+    model = convert(net, full_precision=["stem", "fc2", "late"])
+    assert model(images(2, 8)).logits.shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("resnet18", "the model is a str; it must be an nn.Module"),
+        (nn.Conv2d(3, 4, 1), "single layer; convert it with QuantConv2d.from_float"),
+        (nn.DataParallel(Net()), "convert what is in the DataParallel: its .module"),
+    ],
+)
+def test_what_is_no_float_network_is_refused(model, message):
+    with pytest.raises(UserError, match=message):
+        convert(model)
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        ((1, 3, 8, 8), "sample_input is a tuple; give a tensor"),
+        (torch.zeros(3, 8, 8), r"must be images \[N, C, H, W\].* not torch.float32 \[3, 8, 8\]"),
+        (torch.zeros(1, 3, 8, 8).byte(), "of floating point, not torch.uint8"),
+        (torch.zeros(1, 1, 8, 8), r"does not run on .* \[1, 1, 8, 8\]: .*channels"),
+        (torch.zeros(1, 3, 8, 8).double(), "does not run on the sample_input, torch.float64"),
+    ],
+)
+def test_a_sample_that_the_model_does_not_take_is_refused(sample, message):
+    with pytest.raises(UserError, match=message) as error:
+        dqnet.quantize(Net(), sample, shared_until="act")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"controller": {"hidden": 3}}, "is no dqnet.ControllerConfig"),
+        ({"controller": "separate"}, "'separate' is no dqnet.ControllerConfig"),
+        ({"controller": ControllerConfig(hidden=2.5)}, "hidden 2.5 must be at least 1, an integer"),
+        ({"quantizer": QuantConv2d}, "is no name .*dorefa.* and no class of Quantizer"),
+        ({"quantizer": None}, "quantizer None is no name"),
+        ({"choice_gradient": None}, "unknown choice_gradient None"),
+        ({"widths": (3,), "static_width": 5}, r"static_width 5 does nothing with widths \(3,\)"),
+    ],
+)
+def test_an_argument_of_another_type_is_refused(argument, message):
+    with pytest.raises(UserError, match=message):
+        convert(**argument)
+
+
+@pytest.mark.parametrize(
+    "widths", [np.array([2, 3]), [np.int64(2), np.int8(3)], torch.arange(2, 4)]
+)
+def test_widths_may_be_numpys(widths):
+    assert convert(widths=widths).widths == (2, 3)
+
+
+def test_one_width_may_be_named_twice():
+    assert convert(widths=(3,), static_width=3).widths == (3,)

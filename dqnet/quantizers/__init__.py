@@ -23,12 +23,16 @@ def find_quantizer(quantizer: str | type[Quantizer]) -> type[Quantizer]:
     """The class of a name; a class is returned as it is.
 
     Raises:
-        UserError: for a name that no quantizer has; it lists the nearest valid ones.
+        UserError: for a name that no quantizer has; it lists the nearest valid ones. Or for what
+            is neither a name nor a quantizer.
     """
     if isinstance(quantizer, str):
         if quantizer not in Quantizer.registry:
             raise unknown_name("quantizer", quantizer, Quantizer.registry)
         return Quantizer.registry[quantizer]
+    if not (isinstance(quantizer, type) and issubclass(quantizer, Quantizer)):
+        valid = ", ".join(sorted(Quantizer.registry))
+        raise UserError(f"quantizer {quantizer!r} is no name ({valid}) and no class of Quantizer")
     return quantizer
 
 

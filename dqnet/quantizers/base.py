@@ -20,9 +20,10 @@ def check_widths(widths: Sequence[int]) -> tuple[int, ...]:
     Raises:
         UserError: if they are empty, not integers, out of range, unsorted or repeated.
     """
+    widths = getattr(widths, "tolist", lambda: widths)()  # of NumPy's arrays
     if not isinstance(widths, Sequence) or isinstance(widths, str):
         raise UserError(f"widths {widths!r} is not a list of bit-widths, e.g. (2, 3, 4)")
-    given = list(widths)
+    given = [getattr(width, "item", lambda width=width: width)() for width in widths]
     if not given:
         raise UserError("widths is empty; give at least one bit-width, e.g. (2, 3, 4)")
     for width in given:

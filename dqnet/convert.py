@@ -239,6 +239,8 @@ def _split_point(
                 "name the last shared module with shared_until"
             )
         return stages[0] if _is_stage(model, stages[0]) else stages[1]
+    if name is not None and not isinstance(name, str):
+        raise UserError(f"shared_until is a {type(name).__name__}; give the module's name, a str")
     if name is None and controller.kind == "shared" and dynamic:
         raise UserError("a shared controller reads a module's output: name it in shared_until")
     return name

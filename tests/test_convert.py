@@ -636,6 +636,7 @@ def test_a_sample_that_the_model_does_not_take_is_refused(sample, message):
         ({"controller": ControllerConfig(hidden=2.5)}, "hidden 2.5 must be at least 1, an integer"),
         ({"quantizer": QuantConv2d}, "is no name .*dorefa.* and no class of Quantizer"),
         ({"quantizer": None}, "quantizer None is no name"),
+        ({"shared_until": nn.ReLU()}, "shared_until is a ReLU; give the module's name"),
         ({"choice_gradient": None}, "unknown choice_gradient None"),
         ({"widths": (3,), "static_width": 5}, r"static_width 5 does nothing with widths \(3,\)"),
     ],

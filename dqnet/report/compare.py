@@ -10,8 +10,9 @@ means over seeds) and the figure, compare.png and compare.pdf.
 
 A line of the figure is a method (the quantizer) and the overrides in which its runs differ beyond
 widths, target and seed: the label. A label says what was typed, so a default that was typed out
-counts as different from one that was not; only epochs are always seen. Static and dynamic runs are
-a pair if the static ones have no setting, epochs included, that the dynamic ones lack.
+counts as different from one that was not; epochs are always seen, and the recorded settings where
+runs differ that were started by the same overrides. Static and dynamic runs are a pair if the
+static ones have no setting, epochs included, that the dynamic ones lack.
 """
 
 from __future__ import annotations

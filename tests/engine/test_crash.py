@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 from crashing import AtCall, InSave, calls_of, run_and_crash
-from tiny import RICH, assert_same_run
+from tiny import RICH, assert_same_run, cut_off
 
 from dqnet.data.make_shards import make_shards
 from dqnet.engine import train as loop
@@ -45,20 +45,6 @@ def test_killed_while_a_checkpoint_is_written(run, config, tmp_path, stage, numb
     assert (f"after epoch 0 of 2 and {saved} of 4 steps" in continued.text) == (saved > 0)
     assert_same_run(continued, run(*settings))
     assert not list(folder.glob(".*"))
-
-
-def cut_off(run, update, *settings, folder):
-    """A run that ends like a killed one before an update of its weights."""
-    step = loop.train_step
-
-    def interrupted(learner, number, *batch):
-        if number == update:
-            raise KeyboardInterrupt
-        return step(learner, number, *batch)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "train_step", interrupted)
-        run(*settings, folder=folder)
 
 
 def test_shards_go_on_within_an_epoch(run, image_folder, tmp_path):

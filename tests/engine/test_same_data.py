@@ -3,10 +3,10 @@
 import shutil
 
 import pytest
+import tiny
 import torch
 
 from dqnet.config import EvalConfig
-from dqnet.engine import train as loop
 from dqnet.errors import UserError
 
 STEPS = 4  # of an epoch: 8 images in batches of 2
@@ -25,16 +25,7 @@ def cut_off(run, settings, tmp_path):
     """``cut_off(update, ...)``: a run's folder, ended like a killed one before an update."""
 
     def start(update, *more):
-        step = loop.train_step
-
-        def interrupted(learner, number, *batch):
-            if number == update:
-                raise KeyboardInterrupt
-            return step(learner, number, *batch)
-
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(loop, "train_step", interrupted)
-            run(*settings, *more, folder=tmp_path / "run")
+        tiny.cut_off(run, update, *settings, *more, folder=tmp_path / "run")
         return tmp_path / "run"
 
     return start

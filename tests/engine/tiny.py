@@ -1,8 +1,10 @@
 """A network and a comparison that make a whole training run take a fraction of a second."""
 
+import pytest
 import torch
 from timm.models import build_model_with_cfg, register_model
 
+from dqnet.engine import train as loop
 from dqnet.models.resnet_cifar import ResNetCifar
 
 #: routed layers of resnet8_cifar
@@ -51,3 +53,17 @@ def assert_same_run(a, b, but_for=()):
         ours, theirs = (without_time(r.checkpoint(name)) for r in (a, b))
         for key in ours.keys() | theirs.keys():
             assert key in but_for or same(ours[key], theirs[key]), (name, key)
+
+
+def cut_off(run, update, *settings, folder):
+    """A run that ends like a killed one before an update of its weights."""
+    step = loop.train_step
+
+    def interrupted(learner, number, *batch):
+        if number == update:
+            raise KeyboardInterrupt
+        return step(learner, number, *batch)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "train_step", interrupted)
+        run(*settings, folder=folder)

@@ -22,10 +22,18 @@ POINTS = 11
 MEASURED = ("checkpoint_sha256", "split", "data_root", "images")
 
 
-def curve_lambdas(calibration: Calibration, marked: Iterable[float]) -> list[float]:
-    """The λ of evenly spaced budgets and those of ``marked``, by rising cost."""
-    spaced = {calibration.lambda_for(budget) for budget in calibration.budgets(POINTS)}
-    return sorted(spaced | set(marked), reverse=True)
+def curve_lambdas(calibration: Calibration, target: float, budget_lambda: float) -> list[float]:
+    """The λ of the points of a curve, by rising cost.
+
+    Args:
+        calibration: gives those of evenly spaced budgets.
+        target: Bit-FLOPs of the static network that this one is to be compared with: trained to a
+            target, it costs a little more or less, and here it costs the same.
+        budget_lambda: the evaluation's own; that of the network as it was trained, 0, comes anyway.
+    """
+    budgets = [*calibration.budgets(POINTS), target]
+    lambdas = {calibration.lambda_for(budget) for budget in budgets}
+    return sorted(lambdas | {0.0, budget_lambda}, reverse=True)
 
 
 def curve_routings(

@@ -13,7 +13,7 @@ from dqnet.config import EvalConfig
 from dqnet.data import load_data, loaders
 from dqnet.engine.build import build_model
 from dqnet.engine.checkpoint import check_same_data, config_of, load_checkpoint
-from dqnet.engine.curve import remove_other_curve, write_curve
+from dqnet.engine.curve import curve_lambdas, remove_other_curve, write_curve
 from dqnet.engine.devices import Device
 from dqnet.engine.evaluate import evaluate
 from dqnet.engine.evaluate_dynamic import alternatives, calibrate, check_request, set_budget
@@ -115,9 +115,11 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> d
     }
     points = None
     if config.curve or config.controls:
-        swept = calibration if config.curve else None
+        lambdas = []
+        if config.curve:
+            lambdas = curve_lambdas(calibration, objective.target, model.budget_lambda)
         points, results["controls"] = alternatives(
-            model, evaluation, held_out, device, swept, config.controls, console
+            model, evaluation, held_out, device, lambdas, config.controls, console
         )
     if remove_other_curve(folder, results):
         line = f"{folder}/curve.csv was of another evaluation: removed"

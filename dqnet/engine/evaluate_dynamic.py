@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from dqnet.cost import check_target
 from dqnet.data import Loader
 from dqnet.engine.budget import Calibration
 from dqnet.engine.controls import SEEDS, Key, compare, control_routings, cost_at_top1
-from dqnet.engine.curve import curve_lambdas, curve_points, curve_routings
+from dqnet.engine.curve import curve_points, curve_routings
 from dqnet.engine.devices import Device
 from dqnet.engine.evaluate import Evaluation, evaluate
 from dqnet.engine.evaluate_routings import evaluate_routings
@@ -66,7 +67,7 @@ def alternatives(
     own: Evaluation,
     images: Loader,
     device: Device,
-    calibration: Calibration | None,
+    lambdas: Sequence[float],
     controls: bool,
     console: Console,
 ) -> tuple[list[dict[str, float]] | None, dict[str, Any] | None]:
@@ -77,7 +78,7 @@ def alternatives(
         own: its evaluation.
         images: the images of ``own``.
         device: where to.
-        calibration: of the budgets of the curve; ``None``: no curve.
+        lambdas: those of :func:`dqnet.engine.curve.curve_lambdas`; empty: no curve.
         controls: whether to run those, and the curve of shuffled routing.
         console: where progress is shown.
 
@@ -85,9 +86,6 @@ def alternatives(
         The rows of ``curve.csv`` and the ``controls`` of ``eval.json``; ``None`` if not asked for.
     """
     seeds = SEEDS if controls else ()
-    lambdas: list[float] = []
-    if calibration is not None:
-        lambdas = curve_lambdas(calibration, (0.0, model.budget_lambda))
     routings: dict[Key, torch.Tensor] = curve_routings(model, own.scores, lambdas, seeds)
     if controls:
         routings |= control_routings(own, seeds)

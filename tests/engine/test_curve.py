@@ -42,7 +42,7 @@ def test_columns(folder, measure, drawn, tmp_path):
 def test_costs_rise_from_the_cheapest_routing_to_the_dearest(drawn):
     _, points, _ = drawn
     cost, price = ([point[key] for point in points] for key in ("bit_flops", "budget_lambda"))
-    assert POINTS <= len(points) <= POINTS + 2
+    assert POINTS <= len(points) <= POINTS + 3
     assert cost == sorted(cost)
     assert price == sorted(price, reverse=True)
     ends = points[0], points[-1]
@@ -53,6 +53,16 @@ def test_costs_rise_from_the_cheapest_routing_to_the_dearest(drawn):
     spaced = [point["bit_flops"] for point in points if point["budget_lambda"] != 0]
     gaps = np.diff(spaced) / (cost[-1] - cost[0])
     assert gaps.max() < 2 / (POINTS - 1)
+
+
+def test_one_point_costs_what_the_target_allows(folder, measure, drawn, tmp_path):
+    """The most of it, on the calibration images, that the network's steps of cost have room for."""
+    _, points, _ = drawn
+    at_target = measure(folder, output=str(tmp_path), budget=3)
+    assert at_target["target_bits"] == 3
+    (point,) = (p for p in points if p["budget_lambda"] == at_target["budget_lambda"])
+    assert point["top1"] == at_target["top1"]
+    assert point["bit_flops"] == pytest.approx(at_target["bit_flops"])
 
 
 @pytest.mark.parametrize("place", ["trained", "budget", "another"])

@@ -96,6 +96,8 @@ class LossConfig:
     label_smoothing: float = MISSING
     # The part of the training with that term. Checkpoints written before it existed lack it.
     mutual_information_until: float = 1.0
+    # Weight of the divergence from the float network that training starts from. Likewise.
+    distillation: float = 0.0
 
 
 @dataclass

@@ -1,7 +1,8 @@
-"""What is added to the task loss: the price of bits, and the term that keeps routing apart."""
+"""What is added to the task loss: the price of bits, what keeps routing apart, and a teacher."""
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -42,3 +43,19 @@ def mutual_information(scores: Tensor) -> Tensor:
     of_mean = -(mean * mean.clamp_min(1e-12).log()).sum(-1)
     mean_of = -(p * log_p).sum(-1).mean(0)
     return (of_mean - mean_of).mean()
+
+
+def distillation(logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """KL(teacher ‖ student) of the class probabilities in nats, the mean over images.
+
+    Hinton et al. 2015, https://arxiv.org/abs/1503.02531, at temperature 1, with which Esser et al.
+    (LSQ, 2020, https://arxiv.org/abs/1902.08153) train low-width networks. Its gradient is that of
+    their cross-entropy with the teacher's probabilities; this form is 0 where student and teacher
+    agree.
+
+    Args:
+        logits: the student's, ``[N, C]``.
+        teacher_logits: the teacher's, ``[N, C]``.
+    """
+    student, teacher = logits.log_softmax(-1), teacher_logits.log_softmax(-1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)

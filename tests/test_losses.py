@@ -1,4 +1,4 @@
-"""Penalties against their formulas, the mutual information against NumPy."""
+"""Penalties against their formulas, the other terms against NumPy."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dqnet.losses import bit_flops_penalty, mean_width_penalty, mutual_information
+from dqnet.losses import bit_flops_penalty, distillation, mean_width_penalty, mutual_information
 
 
 def information(scores):
@@ -87,3 +87,28 @@ def test_mutual_information_gradient_stays_finite_for_certain_images():
     scores = (1e4 * torch.eye(3)).unsqueeze(1).requires_grad_()
     mutual_information(scores).backward()
     assert scores.grad.isfinite().all()
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def test_distillation_is_the_divergence_from_the_teacher():
+    rng = np.random.default_rng(0)
+    student, teacher = rng.normal(size=(5, 4)), 3 * rng.normal(size=(5, 4))
+    p, q = softmax(teacher), softmax(student)
+    logits = torch.tensor(student, requires_grad=True)
+    divergence = distillation(logits, torch.tensor(teacher))
+    assert divergence.item() == pytest.approx((p * np.log(p / q)).sum(-1).mean())
+    divergence.backward()
+    np.testing.assert_allclose(logits.grad, (q - p) / 5, rtol=1e-10)
+    # Equal up to a constant means equal probabilities.
+    assert distillation(logits + 2, logits).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_distillation_from_a_teacher_without_doubt():
+    """Probabilities that round to zero add nothing, and no NaN."""
+    sure = torch.tensor([[0.0, 500.0, -500.0]])
+    uniform = torch.zeros(1, 3)
+    assert distillation(uniform, sure).item() == pytest.approx(math.log(3))

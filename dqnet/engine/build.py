@@ -55,6 +55,28 @@ def build_model(
     )
 
 
+def build_teacher(
+    model: ModelConfig, num_classes: int, image_shape: tuple[int, int, int]
+) -> nn.Module:
+    """The float network that a run starts from, as it is: what the run may also learn from.
+
+    Args:
+        model: which timm model, and its float weights.
+        num_classes: outputs of the classifier.
+        image_shape: ``(C, H, W)`` of the images.
+
+    Raises:
+        UserError: if the run starts from no trained network.
+    """
+    if not model.pretrained and model.checkpoint_path is None:
+        raise UserError(
+            "loss.distillation needs a trained float network to learn from: "
+            "model.checkpoint_path=FILE or model.pretrained=true"
+        )
+    teacher = build_model(model, QuantConfig(quantizer=None), num_classes, image_shape)
+    return teacher.eval().requires_grad_(False)
+
+
 def create_float_model(
     config: ModelConfig, num_classes: int, in_chans: int, load_weights: bool = True
 ) -> nn.Module:

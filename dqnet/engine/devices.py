@@ -82,9 +82,12 @@ class Device:
         """A batch on the device, in the memory format."""
         return images.to(self.torch_device, memory_format=self._format)
 
-    def gather(self, output: ScoredOutput, labels: Tensor) -> tuple[ScoredOutput, Tensor]:
-        """A training step's outputs and labels, of all processes' images."""
-        return ScoredOutput(*map(gathered, output)), gathered(labels)
+    def gather(
+        self, output: ScoredOutput, labels: Tensor, teacher_logits: Tensor | None
+    ) -> tuple[ScoredOutput, Tensor, Tensor | None]:
+        """A training step's outputs, labels and what a teacher said, of all processes' images."""
+        taught = None if teacher_logits is None else gathered(teacher_logits)
+        return ScoredOutput(*map(gathered, output)), gathered(labels), taught
 
     def unify(self, model: nn.Module) -> nn.Module:
         """The model with process 0's running statistics, which training may leave different."""

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
+from torch import Tensor
 
 from dqnet.config import TrainConfig
 from dqnet.data.splits import Splits
-from dqnet.engine.build import build_model
+from dqnet.engine.build import build_model, build_teacher
 from dqnet.engine.devices import Device
 from dqnet.engine.objective import Objective
 from dqnet.engine.optim import build_optimizer, build_schedule
@@ -30,6 +31,7 @@ class Learner:
         runner: what a training step calls: the model, wrapped for precision, processes and
             compilation.
         objective: the loss.
+        teacher: the float network that the loss compares with; ``None``: there is none.
         optimizer: over the model's parameters.
         schedule: of the learning rate; ``None`` if nothing is trained.
         ema: the moving average of the model, if there is one.
@@ -42,6 +44,11 @@ class Learner:
         self.config = config
         self.device = device
         self.updates = config.trainer.epochs * updates_per_epoch
+        self.teacher = None
+        if config.loss.distillation > 0:
+            teacher = build_teacher(config.model, splits.num_classes, splits.image_shape)
+            self.teacher = device.place(teacher)
+        # After that, so that a run with a teacher begins as the one without.
         torch.manual_seed(config.seed)
         model = build_model(config.model, config.quant, splits.num_classes, splits.image_shape)
         self.model = device.place(model)
@@ -60,6 +67,13 @@ class Learner:
     def lr(self) -> float:
         """The learning rate of the latest step."""
         return self.optimizer.param_groups[0]["lr"]
+
+    def teach(self, images: Tensor) -> Tensor | None:
+        """The teacher's logits ``[N, C]`` of a batch on the device; ``None`` without a teacher."""
+        if self.teacher is None:
+            return None
+        with torch.no_grad(), self.device.autocast():
+            return self.teacher(images)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on but the batch and the number of the update.

@@ -1,4 +1,4 @@
-"""The training loss: the task, the price of bits, and the term that keeps routing apart."""
+"""The training loss: the task, the price of bits, what keeps routing apart, and a teacher."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from torch import Tensor, nn
 from dqnet.config import LossConfig
 from dqnet.cost import bit_flops, check_target, mean_width
 from dqnet.errors import UserError, unknown_name
-from dqnet.losses import bit_flops_penalty, mean_width_penalty, mutual_information
+from dqnet.losses import bit_flops_penalty, distillation, mean_width_penalty, mutual_information
 from dqnet.network import QuantizedModel, ScoredOutput
 
 PENALTIES = ("bit_flops", "mean_width")
 
 
 class Objective:
-    """loss = cross-entropy + α · penalty − β · I(image; choice).
+    """loss = cross-entropy + α · penalty − β · I(image; choice) + γ · KL(teacher ‖ student).
 
-    The last term, past the paper, keeps the routing from collapsing into one for all images while
+    The third term, past the paper, keeps the routing from collapsing into one for all images while
     widths are hardly told apart. It also asks for different widths where they do not help, so it
-    may end early: β is 0 after ``mutual_information_until`` of the training.
+    may end early: β is 0 after ``mutual_information_until`` of the training. The teacher is the
+    full-precision network that training starts from; γ is ``distillation``.
 
     Attributes:
         target_bits: the target as a width; ``None`` for a float model.
@@ -29,7 +30,7 @@ class Objective:
     def __init__(self, model: nn.Module, config: LossConfig) -> None:
         if config.penalty not in PENALTIES:
             raise unknown_name("loss.penalty", config.penalty, PENALTIES)
-        for key in ("alpha", "mutual_information"):
+        for key in ("alpha", "mutual_information", "distillation"):
             if getattr(config, key) < 0:
                 raise UserError(f"loss.{key} {getattr(config, key)} must not be negative")
         if not 0 <= config.mutual_information_until <= 1:
@@ -51,27 +52,34 @@ class Objective:
         """The loss of a batch, a scalar; its arguments are those of :meth:`terms`."""
         return self.total(self.terms(output, labels))
 
-    def terms(self, output: ScoredOutput, labels: Tensor) -> dict[str, Tensor]:
+    def terms(
+        self, output: ScoredOutput, labels: Tensor, teacher_logits: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """What the loss is made of, unweighted: scalars by name.
 
         Args:
             output: the model's logits ``[N, C]``, routing and scores ``[N, L, K]``.
             labels: ``[N]``, class indices.
+            teacher_logits: ``[N, C]``, if there is a teacher.
 
         Returns:
-            ``loss``, the task's; where layers are routed also ``penalty`` and
-            ``mutual_information``, the latter in nats.
+            ``loss``, the task's; with a teacher ``distillation``; where layers are routed
+            ``penalty`` and ``mutual_information``. The second and the last are in nats.
         """
         smoothing = self.config.label_smoothing
-        task = F.cross_entropy(output.logits.float(), labels, label_smoothing=smoothing)
-        if not output.routing.shape[1]:  # nothing is routed, so nothing else can change
-            return {"loss": task}
+        logits = output.logits.float()
+        terms = {"loss": F.cross_entropy(logits, labels, label_smoothing=smoothing)}
+        if teacher_logits is not None:
+            terms["distillation"] = distillation(logits, teacher_logits.float())
+        if not output.routing.shape[1]:  # nothing is routed, so cost and choice cannot change
+            return terms
         if self.config.penalty == "bit_flops":
             penalty = bit_flops_penalty(bit_flops(self.model, output.routing), self.target)
         else:
             penalty = mean_width_penalty(mean_width(self.model, output.routing), self.target_bits)
-        information = mutual_information(output.scores)
-        return {"loss": task, "penalty": penalty.float(), "mutual_information": information}
+        terms["penalty"] = penalty.float()
+        terms["mutual_information"] = mutual_information(output.scores)
+        return terms
 
     def total(self, terms: dict[str, Tensor], progress: float = 0.0) -> Tensor:
         """The weighted sum that is minimised.
@@ -81,6 +89,8 @@ class Objective:
             progress: how much of the training is done, in [0, 1).
         """
         total = terms["loss"]
+        if "distillation" in terms:
+            total = total + self.config.distillation * terms["distillation"]
         if "penalty" in terms:
             total = total + self.config.alpha * terms["penalty"]
             if progress < self.config.mutual_information_until:

@@ -297,8 +297,10 @@ def train_step(learner: Learner, update: int, images: Tensor, labels: Tensor) ->
     images, labels = device.images(images), labels.to(device.torch_device)
 
     # Of all processes: the penalty of the global batch is not the mean of its parts' penalties.
-    output, labels = device.gather(forward(learner.runner, model, images), labels)
-    terms = learner.objective.terms(output, labels)
+    output, labels, teacher_logits = device.gather(
+        forward(learner.runner, model, images), labels, learner.teach(images)
+    )
+    terms = learner.objective.terms(output, labels, teacher_logits)
     learner.optimizer.zero_grad()
     device.backward(learner.objective.total(terms, progress))
     if config.optim.clip_grad is not None:

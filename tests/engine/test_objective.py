@@ -94,6 +94,20 @@ def test_information_counts_until_a_part_of_the_training(model, settings, progre
     assert total == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("routed", [4, 0])
+def test_loss_with_a_teacher(model, settings, routed):
+    (logits, routing, scores), labels = some_output(4)
+    output = ScoredOutput(logits, routing[:, :routed], scores[:, :routed])
+    teacher_logits = torch.randn(N, C, generator=torch.Generator().manual_seed(1))
+    chosen = settings(alpha=0.0, mutual_information=0.0, distillation=0.7, label_smoothing=0.1)
+    objective = Objective(model(), chosen)
+    total = objective.total(objective.terms(output, labels, teacher_logits), 0.9).item()
+    ours, theirs = (log_softmax(x.double().numpy()) for x in (logits, teacher_logits))
+    divergence = (np.exp(theirs) * (theirs - ours)).sum(1).mean()
+    expected = cross_entropy(output, labels, 0.1) + 0.7 * divergence
+    assert total == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("target_bits", [2.7, 3.3])
 def test_loss_with_the_price_of_width(model, settings, target_bits):
     output, labels = some_output(4)
@@ -151,6 +165,7 @@ def test_target_is_the_middle_width_unless_given(model, settings, form, target_b
         ({"penalty": "bits"}, "unknown loss.penalty 'bits'; did you mean 'bit_flops'"),
         ({"alpha": -1.0}, "loss.alpha -1.0 must not be negative"),
         ({"mutual_information": -1.0}, "loss.mutual_information -1.0 must not be negative"),
+        ({"distillation": -1.0}, "loss.distillation -1.0 must not be negative"),
         (
             {"mutual_information_until": 1.5},
             r"loss.mutual_information_until 1.5 must be in \[0, 1\]",

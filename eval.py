@@ -6,6 +6,8 @@ python eval.py checkpoint=runs/default curve=true        # every budget: curve.c
 python eval.py checkpoint=runs/default controls=true     # is the routing instance-aware?
 python eval.py checkpoint=runs/default report=html       # a page with every image
 python eval.py checkpoint=runs/default report=html logger=wandb    # and its content to W&B
+python eval.py checkpoint=runs/static3 cascade.checkpoint=runs/static4    # the unsure ones dearer
+python eval.py checkpoint=runs/default budget=2.6 cascade.budget=3.4      # the same, one network
 python eval.py checkpoint=runs/default/last.pt output=elsewhere
 python eval.py checkpoint=PATH data.root=ELSEWHERE trainer.device=cpu
 """
@@ -16,14 +18,21 @@ import hydra
 from omegaconf import DictConfig
 
 from dqnet.cli import job, start, to_object
-from dqnet.config import EvalConfig
+from dqnet.config import CascadeConfig, EvalConfig
+from dqnet.engine.evaluate_cascade import evaluate_cascade
 from dqnet.engine.evaluate_checkpoint import evaluate_checkpoint
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
-def main(config: DictConfig) -> float:
-    """Evaluates and returns the top-1 accuracy."""
-    return job(lambda: evaluate_checkpoint(to_object(EvalConfig, config)))["top1"]
+def main(config: DictConfig) -> None:
+    """Evaluates a network, or a cascade if there is a second pass."""
+
+    def evaluate() -> None:
+        wanted = to_object(EvalConfig, config)
+        is_cascade = wanted.cascade != CascadeConfig()
+        (evaluate_cascade if is_cascade else evaluate_checkpoint)(wanted)
+
+    job(evaluate)
 
 
 if __name__ == "__main__":

@@ -180,6 +180,14 @@ class EvalTrainerConfig:
 
 
 @dataclass
+class CascadeConfig:
+    """The second pass of a cascade; without either there is none."""
+
+    checkpoint: str | None = None  # as EvalConfig's; None: the same network
+    budget: float | None = None  # likewise
+
+
+@dataclass
 class ReportConfig:
     """A page about the evaluation, and the runs that it is compared with."""
 
@@ -197,6 +205,7 @@ class EvalConfig:
     budget: float | None = None  # a width, as loss.target_bits; None: as trained
     curve: bool = False
     controls: bool = False
+    cascade: CascadeConfig = field(default_factory=CascadeConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     logger: LoggerConfig = field(default_factory=lambda: LoggerConfig(name="none"))
     data: EvalDataConfig = field(default_factory=EvalDataConfig)

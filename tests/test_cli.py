@@ -241,6 +241,16 @@ def test_budget_curve_and_controls(trained, command, tmp_path):
     assert gain in result.out and "shuffled, mean of 5" in result.out
 
 
+def test_cascade(trained, command, tmp_path):
+    asked = "budget=2.6", "cascade.budget=3.4"
+    result = command("eval.py", f"checkpoint={trained[0]}", f"output={tmp_path}/out", *asked)
+    assert (result.status, result.err) == (0, [])
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["cascade.json"]
+    points = json.loads((tmp_path / "out/cascade.json").read_text())["points"]
+    assert all(f" {point['top1']:.2f} " in result.out for point in points)
+    assert all(len(line) <= 80 for line in result.out.splitlines() if "/" not in line)
+
+
 def test_mistake_in_a_process_of_its_own(tmp_path):
     process = start("train.py", "optim.lr=-1", folder=tmp_path)
     assert process.returncode == 1

@@ -1,4 +1,4 @@
-"""What eval.py prints beside the result: the budget curve and the controls."""
+"""What eval.py prints beside the result: the budget curve, the controls and a cascade."""
 
 from __future__ import annotations
 
@@ -61,6 +61,31 @@ def print_controls(console: Console, controls: Mapping[str, Any]) -> None:
         ratio = cost / controls["own"]["bit_flops"]
         table.add_row("shuffled reaches own top-1", f"at {cost / 1e6:.3f} M, {ratio:.3f} of own")
     console.print(table)
+
+
+def print_cascade(console: Console, results: Mapping[str, Any]) -> None:
+    """One row per threshold: how many images run twice, what it costs and what it brings."""
+    table = Table(title="cascade, costs in M Bit-FLOPs", title_justify="left")
+    names = ("up to", "run\ntwice", "Bit-\nFLOPs", "in all\nlayers", "top-1\n%", "shuffled\n%")
+    for name in (*names, "instance gain"):
+        table.add_column(name, justify="right")
+    for point in results["points"]:
+        gain = point["instance_gain"]
+        table.add_row(
+            f"{point['threshold']:.3f}",
+            f"{point['share']:.1%}",
+            f"{point['bit_flops'] / 1e6:.4g}",
+            f"{point['bit_flops_total'] / 1e6:.4g}",
+            f"{point['top1']:.2f}",
+            f"{point['shuffled_top1']:.2f}",
+            f"{gain['points']:+.2f} ({gain['low']:.2f} to {gain['high']:.2f})",
+        )
+    console.print(table)
+    second = results["second"]
+    alone = f"{second['top1']:.2f} % at {second['bit_flops'] / 1e6:.4g} M"
+    console.print(
+        f"up to this confidence images run twice; the second alone: {alone}", highlight=False
+    )
 
 
 def _cells(figures: Sequence[Mapping[str, float]]) -> tuple[str, str, str]:

@@ -5,8 +5,9 @@ python -m dqnet.report.compare runs/a runs/b --out figures --title "ResNet-20"
 python -m dqnet.report.compare runs --keep results/NAME      # small copies of the runs as well
 python -m dqnet.report.compare results/NAME --out results/NAME         # the same from the copies
 
-Written are compare.csv (one row per run), pairs.csv (static against dynamic), compare.md (both,
-means over seeds) and the figure, compare.png and compare.pdf.
+Written are compare.csv (one row per run), pairs.csv (static against dynamic), cascades.csv (those
+that eval.py measured, against static networks), compare.md (all of them, means over seeds) and the
+figure, compare.png and compare.pdf.
 
 A line of the figure is a method (the quantizer) and the overrides in which its runs differ beyond
 widths, target and seed: the label. A label says what was typed, so a default that was typed out
@@ -25,8 +26,11 @@ from pathlib import Path
 from rich.console import Console
 
 from dqnet.errors import UserError
+from dqnet.report.cascades import against_static
 from dqnet.report.compare_figure import draw
 from dqnet.report.compare_tables import (
+    cascade_rows,
+    cascade_table,
     group_table,
     markdown,
     pair_rows,
@@ -71,13 +75,17 @@ def compare(
         raise UserError(f"no finished run (summary.json) below {', '.join(map(str, folders))}")
     groups = group(runs)
     pairs = pair(groups)
-    tables = [group_table(groups)] + ([pair_table(pairs)] if pairs else [])
+    cascades = against_static(groups)
+    tables = [group_table(groups)]
+    tables += [pair_table(pairs)] if pairs else []
+    tables += [cascade_table(cascades)] if cascades else []
     try:
         if kept is not None:
             keep(runs, kept)
         out.mkdir(parents=True, exist_ok=True)
         write_csv(out / "compare.csv", run_rows(groups))
         write_csv(out / "pairs.csv", pair_rows(pairs))
+        write_csv(out / "cascades.csv", cascade_rows(cascades))
         draw(groups, pairs, title, [out / "compare.png", out / "compare.pdf"])
         text = [f"# {title}", "![accuracy against Bit-FLOPs](compare.png)", *map(markdown, tables)]
         (out / "compare.md").write_text("\n\n".join(text) + "\n")
@@ -87,6 +95,7 @@ def compare(
         show(console, table)
     written = f"written to {out}: compare.csv, .md, .png and .pdf"
     written += ", pairs.csv" if pairs else ""
+    written += ", cascades.csv" if cascades else ""
     console.print(written, highlight=False, soft_wrap=True, markup=False)
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dqnet.report.cascades import AgainstStatic
 from dqnet.report.groups import Group
 from dqnet.report.pairs import Pair
 from dqnet.report.runs import Run
@@ -73,6 +74,16 @@ def group_table(groups: Sequence[Group]) -> TextTable:
 def pair_table(pairs: Sequence[Pair]) -> TextTable:
     """Static against dynamic: at equal target, and where the dynamic line is as accurate."""
     return _table("Dynamic against static", [_pair_cells(pair) for pair in pairs])
+
+
+def cascade_table(cascades: Sequence[AgainstStatic]) -> TextTable:
+    """Cascades against static networks: where they are as accurate."""
+    return _table("Cascades against static", [_cascade_cells(each) for each in cascades])
+
+
+def cascade_rows(cascades: Iterable[AgainstStatic]) -> Rows:
+    """cascades.csv: a row per cascade and static network; empty where it is not as accurate."""
+    return [_cascade_row(each) for each in cascades]
 
 
 def show(console: Console, table: TextTable) -> None:
@@ -192,6 +203,44 @@ def _pair_cells(pair: Pair) -> dict[str, str]:
         "cost ratio": _text(pair.cost_ratio, ".3f"),
         "same accuracy at cost ratio": _text(pair.same_accuracy_ratio, ".3f") or "not reached",
         "reached at": pair.cheapest.at if pair.cheapest else "",
+    }
+
+
+def _cascade_row(each: AgainstStatic) -> dict[str, Any]:
+    point = each.reached
+    return {
+        "method": each.method,
+        "first": each.cascade.first,
+        "second": each.cascade.second,
+        "static_bits": each.static.target_bits,
+        "static_top1": each.static.mean("top1"),
+        "static_bit_flops": each.static.mean("bit_flops"),
+        "top1": point and point.top1,
+        "bit_flops": point and point.bit_flops,
+        "cost_ratio": each.cost_ratio,
+        "total_ratio": each.total_ratio,
+        "share": point and point.share,
+        "gain": point and point.gain,
+        "gain_low": point and point.low,
+        "gain_high": point and point.high,
+    }
+
+
+def _cascade_cells(each: AgainstStatic) -> dict[str, str]:
+    point = each.reached
+    interval = f"{point.low:+.2f} to {point.high:+.2f}" if point else ""
+    return {
+        "method": each.method,
+        "first": each.cascade.first,
+        "second": each.cascade.second,
+        "static": _text(each.static.target_bits, "g"),
+        "static top-1 %": _text(each.static.mean("top1"), ".2f"),
+        "same accuracy at cost ratio": _text(each.cost_ratio, ".3f") or "not reached",
+        "with full precision": _text(each.total_ratio, ".3f"),
+        "top-1 %": _text(point and point.top1, ".2f"),
+        "run twice": _text(point and 100 * point.share, ".1f") + (" %" if point else ""),
+        "instance gain": _text(point and point.gain, "+.2f"),
+        "its interval": interval,
     }
 
 

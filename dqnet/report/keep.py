@@ -75,9 +75,10 @@ def _copy(source: Path, destination: Path) -> None:
     for name in FILES:
         if (source / name).exists():
             shutil.copyfile(source / name, destination / name)
-    if (source / "eval.json").exists():
-        content = without_paths(_without_long_lists(read_json(source / "eval.json")))
-        write_json(destination / "eval.json", content)
+    for name, cut in (("eval.json", _without_long_lists), ("cascade.json", None)):
+        if (source / name).exists():
+            content = read_json(source / name)
+            write_json(destination / name, without_paths(cut(content) if cut else content))
     for name in RECORDS:
         record = source / ".hydra" / name
         if record.exists():

@@ -15,6 +15,7 @@ from yaml import YAMLError
 
 from dqnet.config import flatten
 from dqnet.errors import UserError
+from dqnet.report.cascades import CascadeCurve, read_cascade
 from dqnet.report.keep import kept_name
 
 #: the method of a run whose model was not converted
@@ -56,6 +57,7 @@ class Run:
         gain: of the controls in ``eval.json``; ``None`` if there are none at the run's own budget.
         curve: ``curve.csv``, by ascending cost; empty if there is none. Neither counts if eval.py
             measured the validation part, or another checkpoint than the summary's.
+        cascade: ``cascade.json``; ``None`` if there is none.
     """
 
     folder: Path
@@ -77,6 +79,7 @@ class Run:
     seconds: float
     gain: Gain | None
     curve: tuple[CurvePoint, ...]
+    cascade: CascadeCurve | None
 
     @property
     def kind(self) -> str:
@@ -153,6 +156,7 @@ def read_run(folder: Path) -> Run:
             distinct_routings=summary.get("distinct_routings"),
             gain=_gain(measured) if own else None,
             curve=_curve(folder / "curve.csv") if own else (),
+            cascade=read_cascade(folder),
             **{name: summary[name] for name in _FIGURES},
         )
     except KeyError as error:

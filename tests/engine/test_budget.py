@@ -11,6 +11,7 @@ from tiny import ROUTED
 from dqnet.cost import reachable_bits
 from dqnet.data import ImageArray
 from dqnet.engine import evaluate_checkpoint as evaluation
+from dqnet.engine import trained as trained_module
 from dqnet.engine.budget import Calibration, chosen_at, cost_of
 from dqnet.engine.build import build_model
 from dqnet.errors import UserError
@@ -202,14 +203,14 @@ def test_without_a_budget_nothing_is_calibrated(trained, measure, tmp_path, monk
 @pytest.mark.parametrize("fraction", [0, 0.25])
 def test_the_test_part_has_no_say_in_the_price(trained, measure, tmp_path, monkeypatch, fraction):
     before = measure(trained(fraction), output=str(tmp_path), budget=2.7)
-    load = evaluation.load_data
+    load = trained_module.load_data
 
     def with_other_test_images(config):
         splits = load(config)
         test = ImageArray(255 - splits.test.images, splits.test.labels)
         return replace(splits, test=test)
 
-    monkeypatch.setattr(evaluation, "load_data", with_other_test_images)
+    monkeypatch.setattr(trained_module, "load_data", with_other_test_images)
     after = measure(trained(fraction), output=str(tmp_path), budget=2.7)
     assert after["loss"] != before["loss"]
     for key in ("budget_lambda", "budget_calibration"):
@@ -217,7 +218,7 @@ def test_the_test_part_has_no_say_in_the_price(trained, measure, tmp_path, monke
 
 
 def test_calibration_does_not_open_the_test_part(trained, measure, tmp_path, monkeypatch):
-    batch = evaluation.loaders
+    batch = trained_module.loaders
 
     class Closed:
         def __iter__(self):
@@ -226,7 +227,7 @@ def test_calibration_does_not_open_the_test_part(trained, measure, tmp_path, mon
     def with_closed_test(*args, **kwargs):
         return replace(batch(*args, **kwargs), test=Closed())
 
-    monkeypatch.setattr(evaluation, "loaders", with_closed_test)
+    monkeypatch.setattr(trained_module, "loaders", with_closed_test)
     measure(trained(0.25), output=str(tmp_path), split="val", budget=2.7)
     with pytest.raises(AssertionError, match="the test part was read"):
         measure(trained(0), output=str(tmp_path), budget=2.7)

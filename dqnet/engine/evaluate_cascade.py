@@ -1,0 +1,107 @@
+"""Evaluation of a cascade of two networks, or of one network at two budgets: ``cascade.json``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from dqnet.config import EvalConfig
+from dqnet.engine.cascade import Cascade, Reused, thresholds
+from dqnet.engine.evaluate import Evaluation, evaluate
+from dqnet.engine.evaluate_dynamic import calibrate, check_request, set_budget
+from dqnet.engine.evaluate_tables import print_cascade
+from dqnet.engine.files import write_json
+from dqnet.engine.trained import Trained, load_trained, output_folder
+from dqnet.errors import UserError
+from dqnet.network import QuantizedModel
+from dqnet.processes import launched
+
+
+def evaluate_cascade(config: EvalConfig, console: Console | None = None) -> dict[str, Any]:
+    """Writes ``cascade.json``, and nothing else, and prints its points.
+
+    Args:
+        config: ``checkpoint`` and ``budget`` are the first pass, ``cascade`` has the second one.
+        console: where the table is printed.
+
+    Returns:
+        The content of ``cascade.json``.
+
+    Raises:
+        UserError: if something cannot be measured, or both passes are the same.
+    """
+    console = console or Console()
+    if launched() > 1:
+        raise UserError("eval.py is one process: start it with python, not torchrun")
+    if config.checkpoint is None:
+        raise UserError("name the checkpoint of the first pass: checkpoint=runs/NAME")
+    asked = [name for name in ("curve", "controls") if getattr(config, name)]
+    asked += ["report"] if config.report.name != "none" else []
+    asked += ["logger"] if config.logger.name != "none" else []
+    if asked:
+        raise UserError(f"cascade is an evaluation of its own: start it without {asked[0]}")
+    first = load_trained(config.checkpoint, config, console)
+    second = first
+    if config.cascade.checkpoint is not None:
+        second = load_trained(config.cascade.checkpoint, config, console)
+    same = first.sha256 == second.sha256
+    if same and config.budget == config.cascade.budget:
+        raise UserError(
+            f"both passes of the cascade are {first.path} at one budget: give another network, "
+            "cascade.checkpoint=runs/NAME, or a dearer budget, cascade.budget=BITS"
+        )
+    for trained, budget in ((first, config.budget), (second, config.cascade.budget)):
+        if not isinstance(trained.model, QuantizedModel):
+            raise UserError(f"{trained.path} is in full precision: a cascade saves Bit-FLOPs")
+        check_request(trained.model, EvalConfig(budget=budget))
+    folder = output_folder(config, first.path)
+
+    cheap, description = _measured(first, config.budget)
+    dear, dear_description = _measured(second, config.cascade.budget)
+    if not torch.equal(cheap.labels, dear.labels):
+        raise UserError(f"{first.path} and {second.path} are measured on different images")
+    first.model.budget_lambda = description["budget_lambda"]
+    calibration = evaluate(
+        first.model, first.data.calibration, first.device.images, first.device.autocast
+    )
+    reused = Reused.within(cheap.layers) if same else Reused()
+    cascade = Cascade(cheap, dear, reused)
+    results = {
+        "first": description,
+        "second": dear_description,
+        "reused_bit_flops": reused.quantized,
+        "split": config.split,
+        "images": len(cheap.labels),
+        "data_root": first.data_root,
+        "calibration": {
+            "images": len(calibration.labels),
+            "split": "train" if first.data.val is None else "val",
+        },
+        "points": [cascade.point(value) for value in thresholds(calibration.confidence)],
+    }
+    write_json(folder / "cascade.json", results)
+    print_cascade(console, results)
+    console.print(f"written: {folder / 'cascade.json'}", markup=False, soft_wrap=True)
+    return results
+
+
+def _measured(trained: Trained, bits: float | None) -> tuple[Evaluation, dict[str, Any]]:
+    """One pass of all images, at a budget if there is one, and what ``cascade.json`` says of it."""
+    model, device = trained.model, trained.device
+    model.budget_lambda = 0.0
+    if bits is not None:
+        set_budget(model, calibrate(model, trained.data.calibration, device), bits)
+    evaluation = evaluate(model, trained.held_out, device.images, device.autocast)
+    figures = ("top1", "loss", "bit_flops", "bit_flops_std", "bit_flops_total", "mean_width")
+    return evaluation, {
+        "checkpoint": str(trained.path),
+        "checkpoint_sha256": trained.sha256,
+        "quantizer": trained.config.quant.quantizer,
+        "widths": list(model.widths),
+        "target_bits": trained.target_bits,
+        "budget": bits,
+        "budget_lambda": model.budget_lambda,
+        **{name: evaluation.figures[name] for name in figures},
+    }

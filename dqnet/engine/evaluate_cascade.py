@@ -60,7 +60,8 @@ def evaluate_cascade(config: EvalConfig, console: Console | None = None) -> dict
 
     cheap, description = _measured(first, config.budget)
     dear, dear_description = _measured(second, config.cascade.budget)
-    if not torch.equal(cheap.labels, dear.labels):
+    classes = first.splits.class_names, second.splits.class_names
+    if classes[0] != classes[1] or not torch.equal(cheap.labels, dear.labels):
         raise UserError(f"{first.path} and {second.path} are measured on different images")
     first.model.budget_lambda = description["budget_lambda"]
     calibration = evaluate(

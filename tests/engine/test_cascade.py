@@ -233,3 +233,17 @@ def test_other_images(run, folders, cascade):
     other = run("quant.widths=[6]", "data.val_fraction=0.5").folder
     with pytest.raises(UserError, match="are measured on different images"):
         cascade(folders["cheap"], other, split="val")
+
+
+def test_other_classes(run, cascade, image_folder, tmp_path):
+    """Their labels may be the same numbers."""
+    settings = "data=imagefolder", "data.size=8", "trainer.epochs=0", "data.workers=0"
+    pets, birds = (
+        run(*settings, f"quant.widths=[{bits}]", f"data.root={image_folder(*names).rename(root)}")
+        for bits, root, names in (
+            (2, tmp_path / "pets", ("cat", "dog")),
+            (6, tmp_path / "birds", ("duck", "owl")),
+        )
+    )
+    with pytest.raises(UserError, match="are measured on different images"):
+        cascade(pets.folder, birds.folder)

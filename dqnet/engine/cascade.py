@@ -21,7 +21,7 @@ from dqnet.engine.evaluate import Evaluation, percent
 from dqnet.network import LayerInfo
 
 #: of the calibration images that run twice, one point each; others are less or more confident
-SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class CascadeCurve:
 
 @dataclass(frozen=True)
 class AgainstStatic:
-    """A cascade and a static network of its method that costs more than its first pass.
+    """A cascade and a static network of its method, dearer and better than its first pass alone.
 
     Attributes:
         method: the quantizer.
@@ -118,7 +118,9 @@ def against_static(groups: Iterable[Group]) -> list[AgainstStatic]:
         for cascade in (run.cascade for run in g.runs if run.cascade is not None):
             statics = [s for s in groups if s.kind == "static" and s.method == g.method]
             for static in sorted(statics, key=lambda s: s.mean("bit_flops")):
-                if static.mean("bit_flops") > cascade.points[0].bit_flops:
+                alone = cascade.points[0]
+                dearer = static.mean("bit_flops") > alone.bit_flops
+                if dearer and static.mean("top1") > alone.top1:
                     reached = _reach(cascade.points, static.mean("top1"))
                     found.append(AgainstStatic(g.method, cascade, static, reached))
     return found

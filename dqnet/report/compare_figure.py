@@ -61,9 +61,9 @@ def draw(groups: Sequence[Group], pairs: Sequence[Pair], title: str, paths: Iter
     """Draws the figure once and saves it under every path; the suffix chooses the format.
 
     Points are means over seeds, with whiskers from the least to the largest; thin lines are the
-    trade-off curves of dynamic networks, cut off below the points; dotted ones are cascades;
-    horizontal lines are float models. In the lower panel whiskers are the standard deviation of
-    the difference.
+    trade-off curves of dynamic networks, cut off below the points; dotted ones are cascades, up to
+    their most accurate point; horizontal lines are float models. In the lower panel whiskers are
+    the standard deviation of the difference.
     """
     scale, unit = cost_unit(groups)
     names = sorted({_key(g) for g in groups if g.kind != "float"}, key=lambda key: (key[1], key))
@@ -121,11 +121,12 @@ def _draw_accuracy(
             x = [point.bit_flops / line.scale for point in curve]
             y = [point.top1 for point in curve]
             axes.plot(x, y, linewidth=0.9, alpha=0.7, zorder=2, color=line.colour)
-    axes.set_xlim(axes.get_xlim())  # cascades end where every image runs twice
     for g in groups:
         for cascade in (run.cascade for run in g.runs if run.cascade is not None):
-            x = [point.bit_flops / lines[_key(g)].scale for point in cascade.points]
-            y = [point.top1 for point in cascade.points]
+            best = max(cascade.points, key=lambda point: point.top1)
+            points = cascade.points[: cascade.points.index(best) + 1]
+            x = [point.bit_flops / lines[_key(g)].scale for point in points]
+            y = [point.top1 for point in points]
             axes.plot(x, y, color=lines[_key(g)].colour, **CASCADE)
     axes.set_ylabel("test top-1 accuracy (%)")
 

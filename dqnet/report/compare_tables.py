@@ -29,6 +29,8 @@ NOT_ON_SCREEN = (
     "routings",
     "its interval",
     "reached at",
+    "with full precision",
+    "run twice",
 )
 
 Rows = list[dict[str, Any]]

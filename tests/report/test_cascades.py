@@ -56,8 +56,9 @@ def write_cascade(folder, first=4.0, second=9.0, points=POINTS, **changes):
 
 @pytest.fixture
 def study(tmp_path):
-    """Static networks at 2, 3 and 4 bits, of which the first begins a cascade."""
+    """Static networks at 2, 3 and 4 bits, of which the first begins a cascade, and others."""
     runs = tmp_path / "runs"
+    write_run(runs / "poor", method="lsq", widths=(5,), top1=73.0)
     for bits, top1 in ((2, 74.0), (3, 80.0), (4, 82.0)):
         write_run(runs / f"static{bits}", method="lsq", widths=(bits,), top1=top1)
     write_run(runs / "other", method="dorefa", widths=(4,), top1=75.0)
@@ -101,6 +102,18 @@ def test_tables_and_figure(study, tmp_path, capsys):
     height = min(picture.shape[0] for picture in pictures)
     width = min(picture.shape[1] for picture in pictures)
     assert np.abs(pictures[0][:height, :width] - pictures[1][:height, :width]).sum() > 100
+
+
+def test_narrow_screen_cuts_no_number(study, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    main([str(study), "--out", str(tmp_path / "out")])
+    shown = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in shown.splitlines() if "written" not in line)
+    for row in (
+        "lsq 2 2/3/4 at 3 3 80.00 0.744 80.50 +0.60",
+        "lsq 2 2/3/4 at 3 4 82.00 not reached",
+    ):
+        assert row in " ".join(shown.split())
 
 
 def test_kept_copies_give_the_same_tables(study, tmp_path):

@@ -31,6 +31,8 @@ FLOAT_DASHES = ("-.", ":", (0, (1, 3)))
 CASCADE = {"marker": "v", "markersize": 3.5, "linestyle": ":", "linewidth": 1.1, "zorder": 2}
 #: inches
 LEGEND_ROW = 0.24
+#: points of top-1; on less, the noise of one run would fill the figure
+LEAST_SPAN = 3.0
 #: costs that span more than this are drawn on a logarithmic axis
 LOG_FROM = 12
 #: costs that span less than this are to look nearly equal
@@ -114,7 +116,10 @@ def _draw_accuracy(
     for g, dashes in _floats(groups):
         axes.axhline(g.mean("top1"), color=GREY, linewidth=1.1, linestyle=dashes, zorder=1)
     axes.margins(x=0.06, y=0.09)
-    axes.set_ylim(axes.get_ylim())  # curves reach far below the points that are compared
+    # Curves reach far below the points that are compared.
+    low, high = axes.get_ylim()
+    room = max(0.0, LEAST_SPAN - (high - low)) / 2
+    axes.set_ylim(low - room, high + room)
     for g in groups:
         if curve := g.curve():
             line = lines[_key(g)]

@@ -35,7 +35,7 @@ def bit_flops(model: QuantizedModel, routing: Tensor, full_precision: bool = Fal
         raise UserError(
             f"the routing has shape {list(routing.shape)}, it must be [N, {shape[0]}, {shape[1]}]"
         )
-    constant = _fixed_cost(model)
+    constant = static_layers_bit_flops(model.layers)
     if full_precision:
         constant += full_precision_bit_flops(model.layers)
     routed = (routing.double() * model.routed_costs).sum((1, 2))
@@ -61,9 +61,14 @@ def full_precision_bit_flops(layers: tuple[LayerInfo, ...]) -> int:
     return FULL_PRECISION_BITS**2 * sum(layer.macs for layer in layers if layer.role == "full")
 
 
+def static_layers_bit_flops(layers: tuple[LayerInfo, ...]) -> int:
+    """Bit-FLOPs in the static layers, the same for every image."""
+    return sum(layer.macs * layer.widths[0] ** 2 for layer in layers if layer.role == "static")
+
+
 def reachable_bits(model: QuantizedModel) -> tuple[float, float]:
     """The cheapest and the dearest routing, as widths: the range of ``target_bits``."""
-    fixed, macs = _fixed_cost(model), quantized_macs(model.layers)
+    fixed, macs = static_layers_bit_flops(model.layers), quantized_macs(model.layers)
     costs = model.routed_costs
     low, high = costs[:, 0].sum().item(), costs[:, -1].sum().item()
     return ((fixed + low) / macs) ** 0.5, ((fixed + high) / macs) ** 0.5
@@ -130,10 +135,3 @@ def controller_cost(model: QuantizedModel) -> ControllerCost:
         return ControllerCost(0, 0, backbone, total)
     params = sum(p.numel() for p in controller.parameters())
     return ControllerCost(params, controller.macs(), backbone, total)
-
-
-def _fixed_cost(model: QuantizedModel) -> int:
-    """Bit-FLOPs of the static layers, the same for every image."""
-    return sum(
-        layer.macs * layer.widths[0] ** 2 for layer in model.layers if layer.role == "static"
-    )

@@ -255,7 +255,7 @@ EVALUATION = _eval(
     ("checkpoint=trained budget=1.9", "budget=1.9 cannot be reached", "from 2."),
     ("checkpoint=trained budget=nan", "budget is nan", "finite"),
     ("checkpoint=trained budget=cheap", "budget", "'cheap'", "Float"),
-    ("cascade.budget=3", "name the checkpoint of the first pass", "checkpoint=runs/NAME"),
+    ("cascade.budget=3", "name a checkpoint", "checkpoint=runs/NAME/best.pt"),
     ("checkpoint=trained cascade.budget=9", "budget=9 cannot be reached", "from 2."),
     ("checkpoint=trained cascade.budget=nan", "cascade.budget is nan", "finite"),
     ("checkpoint=trained cascade.checkpoint=nowhere.pt", "nowhere.pt does not exist"),

@@ -7,14 +7,14 @@ of the predicted class.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dqnet.cost import full_precision_bit_flops
+from dqnet.cost import full_precision_bit_flops, static_layers_bit_flops
 from dqnet.engine.bootstrap import bootstrap_mean
 from dqnet.engine.controls import CONFIDENCE, RESAMPLES, SEEDS, derangement
 from dqnet.engine.evaluate import Evaluation, percent
@@ -37,18 +37,15 @@ class Reused:
     full_precision: int = 0
 
     @classmethod
-    def within(cls, layers: Sequence[LayerInfo]) -> Reused:
+    def within(cls, layers: tuple[LayerInfo, ...]) -> Reused:
         """Of two passes of one dynamic network: what runs before its first routed layer.
 
         Args:
             layers: in the order of execution; none of these layers reads a routed one's output.
         """
         roles = [layer.role for layer in layers]
-        before = tuple(layers[: roles.index("routed")])
-        static = sum(
-            layer.macs * layer.widths[0] ** 2 for layer in before if layer.role == "static"
-        )
-        return cls(static, full_precision_bit_flops(before))
+        before = layers[: roles.index("routed")]
+        return cls(static_layers_bit_flops(before), full_precision_bit_flops(before))
 
 
 @dataclass(frozen=True)

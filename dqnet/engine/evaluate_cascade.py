@@ -16,7 +16,6 @@ from dqnet.engine.files import write_json
 from dqnet.engine.trained import Trained, load_trained, output_folder
 from dqnet.errors import UserError
 from dqnet.network import QuantizedModel
-from dqnet.processes import launched
 
 
 def evaluate_cascade(config: EvalConfig, console: Console | None = None) -> dict[str, Any]:
@@ -33,10 +32,6 @@ def evaluate_cascade(config: EvalConfig, console: Console | None = None) -> dict
         UserError: if something cannot be measured, or both passes are the same.
     """
     console = console or Console()
-    if launched() > 1:
-        raise UserError("eval.py is one process: start it with python, not torchrun")
-    if config.checkpoint is None:
-        raise UserError("name the checkpoint of the first pass: checkpoint=runs/NAME")
     asked = [name for name in ("curve", "controls") if getattr(config, name)]
     asked += ["report"] if config.report.name != "none" else []
     asked += ["logger"] if config.logger.name != "none" else []
@@ -58,12 +53,12 @@ def evaluate_cascade(config: EvalConfig, console: Console | None = None) -> dict
         check_request(trained.model, EvalConfig(budget=budget))
     folder = output_folder(config, first.path)
 
-    cheap, description = _measured(first, config.budget)
+    # The first pass last, so that its network is then at its budget, to be calibrated.
     dear, dear_description = _measured(second, config.cascade.budget)
+    cheap, description = _measured(first, config.budget)
     classes = first.splits.class_names, second.splits.class_names
     if classes[0] != classes[1] or not torch.equal(cheap.labels, dear.labels):
         raise UserError(f"{first.path} and {second.path} are measured on different images")
-    first.model.budget_lambda = description["budget_lambda"]
     calibration = evaluate(
         first.model, first.data.calibration, first.device.images, first.device.autocast
     )

@@ -19,8 +19,7 @@ from dqnet.engine.samples import Thumbnails, write_samples
 from dqnet.engine.tables import print_summary
 from dqnet.engine.train import summarize
 from dqnet.engine.trained import load_trained, output_folder
-from dqnet.errors import UserError, unknown_name
-from dqnet.processes import launched
+from dqnet.errors import unknown_name
 from dqnet.report.runs import read_run
 
 REPORTS = ("none", "html")
@@ -39,10 +38,6 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> d
         The content of ``eval.json``.
     """
     console = console or Console()
-    if launched() > 1:
-        raise UserError("eval.py is one process: start it with python, not torchrun")
-    if config.checkpoint is None:
-        raise UserError("name a checkpoint: python eval.py checkpoint=runs/NAME/best.pt")
     if config.report.name not in REPORTS:
         raise unknown_name("report.name", config.report.name, REPORTS)
     check_logger(config.logger)

@@ -19,6 +19,7 @@ from dqnet.engine.objective import Objective
 from dqnet.engine.tables import print_damaged
 from dqnet.engine.weights import load_own_weights
 from dqnet.errors import UserError, unknown_name
+from dqnet.processes import launched
 
 PARTS = ("test", "val")
 
@@ -67,7 +68,7 @@ class Trained:
         return None if root is None else str(Path(root).absolute())
 
 
-def load_trained(checkpoint: str, config: EvalConfig, console: Console) -> Trained:
+def load_trained(checkpoint: str | None, config: EvalConfig, console: Console) -> Trained:
     """Rebuilds a network and its data.
 
     Args:
@@ -77,9 +78,13 @@ def load_trained(checkpoint: str, config: EvalConfig, console: Console) -> Train
         console: is told of damaged images.
 
     Raises:
-        UserError: if the checkpoint cannot be read, or is not of these data, or the run kept no
-            such part of them.
+        UserError: if none is named or it cannot be read, it is not of these data, the run kept no
+            such part of them, or this is one of several processes.
     """
+    if launched() > 1:
+        raise UserError("eval.py is one process: start it with python, not torchrun")
+    if checkpoint is None:
+        raise UserError("name a checkpoint: python eval.py checkpoint=runs/NAME/best.pt")
     if config.split not in PARTS:
         raise unknown_name("split", config.split, PARTS)
     path = Path(checkpoint)

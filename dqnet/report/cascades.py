@@ -115,7 +115,7 @@ def against_static(groups: Iterable[Group]) -> list[AgainstStatic]:
     groups = list(groups)
     found = []
     for g in groups:
-        for cascade in (run.cascade for run in g.runs if run.cascade is not None):
+        for cascade in g.cascades:
             statics = [s for s in groups if s.kind == "static" and s.method == g.method]
             for static in sorted(statics, key=lambda s: s.mean("bit_flops")):
                 alone = cascade.points[0]

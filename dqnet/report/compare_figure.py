@@ -127,7 +127,7 @@ def _draw_accuracy(
             y = [point.top1 for point in curve]
             axes.plot(x, y, linewidth=0.9, alpha=0.7, zorder=2, color=line.colour)
     for g in groups:
-        for cascade in (run.cascade for run in g.runs if run.cascade is not None):
+        for cascade in g.cascades:
             best = max(cascade.points, key=lambda point: point.top1)
             points = cascade.points[: cascade.points.index(best) + 1]
             x = [point.bit_flops / lines[_key(g)].scale for point in points]
@@ -227,7 +227,7 @@ def _kind_handles(groups: Iterable[Group]) -> list[Line2D]:
     ]
     if any(g.curve() for g in groups):
         handles.append(Line2D([], [], color="black", linewidth=0.9, label="dynamic, other budgets"))
-    if any(run.cascade for g in groups for run in g.runs):
+    if any(g.cascades for g in groups):
         handles.append(Line2D([], [], color="black", label="cascade of two passes", **CASCADE))
     return handles
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dqnet.report.cascades import CascadeCurve
 from dqnet.report.runs import CurvePoint, Run
 
 #: overrides that never tell two lines apart: those with a column of their own, those that say
@@ -48,6 +49,11 @@ class Group:
     def label(self) -> str:
         """The settings, for people."""
         return ", ".join(self.settings)
+
+    @property
+    def cascades(self) -> list[CascadeCurve]:
+        """Those that its runs are the first pass of."""
+        return [run.cascade for run in self.runs if run.cascade is not None]
 
     def mean(self, figure: str) -> float | None:
         """Mean over seeds of a figure of :class:`~dqnet.report.runs.Run`; ``None`` without."""

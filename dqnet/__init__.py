@@ -1,18 +1,26 @@
 """Instance-aware dynamic quantization of convolutional networks (Liu et al., CVPR 2022)."""
 
 from dqnet import layers, models
+from dqnet.calibration import calibrate
 from dqnet.config import ControllerConfig
 from dqnet.convert import quantize
-from dqnet.cost import bit_flops, static_bit_flops
+from dqnet.costs import bit_flops, cost, static_bit_flops
 from dqnet.errors import UserError
+from dqnet.formats import Format, Precision
 from dqnet.network import Output, QuantizedModel
+from dqnet.plan import Plan
 
 __all__ = [
     "ControllerConfig",
+    "Format",
     "Output",
+    "Plan",
+    "Precision",
     "QuantizedModel",
     "UserError",
     "bit_flops",
+    "calibrate",
+    "cost",
     "layers",
     "models",
     "quantize",

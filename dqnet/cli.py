@@ -182,7 +182,8 @@ def _end(line: str, status: int = 1) -> NoReturn:
 
 def _remove_traces(folder: Path) -> None:
     shutil.rmtree(folder / ".hydra", ignore_errors=True)
-    (folder / LOCK).unlink(missing_ok=True)
+    for name in (LOCK, "plan.json"):
+        (folder / name).unlink(missing_ok=True)
     metrics = folder / "metrics.jsonl"
     if metrics.exists() and not metrics.stat().st_size:
         metrics.unlink()

@@ -69,16 +69,41 @@ class ControllerConfig:
 
 
 @dataclass
+class TensorQuantConfig:
+    """The quantizer of one of a layer's tensors, where the two differ."""
+
+    quantizer: str | None = None  # None: quant.quantizer
+    options: dict[str, Any] = field(default_factory=dict)  # beside those of quant.options
+
+
+@dataclass
+class CalibrationConfig:
+    """What quantizers take from data, and when."""
+
+    images: int = 512  # of the training part, without augmentation
+    before_training: bool = False  # False: the first batch sets it, but with trainer.epochs=0
+
+
+@dataclass
 class QuantConfig:
-    """How the model is converted; the arguments of :func:`dqnet.quantize`."""
+    """How the model is converted; the arguments of :func:`dqnet.quantize`.
+
+    Checkpoints written before a key with a default existed lack it.
+    """
 
     quantizer: str | None = MISSING  # None: full precision, the model stays as it is
-    widths: list[int] = MISSING
+    widths: list[Any] = MISSING  # bits, or precisions such as w4a8
     shared_until: str | None = MISSING
-    static_width: int | None = MISSING
+    static_width: Any = MISSING
     full_precision: list[str] | None = MISSING
     static: list[str] = MISSING
-    options: dict[str, Any] = field(default_factory=dict)  # the quantizer's own arguments
+    first_last: Any = "full"  # or a precision: the first convolution and the classifier
+    layers: dict[str, Any] = field(default_factory=dict)  # pattern → full, a precision, a list
+    plan: str | None = None  # a file: what every layer runs at, instead of all the above
+    weight: TensorQuantConfig = field(default_factory=TensorQuantConfig)
+    input: TensorQuantConfig = field(default_factory=TensorQuantConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    options: dict[str, Any] = field(default_factory=dict)  # the quantizers' own arguments
     parameter_decay: float = MISSING  # weight decay of clipping values that ask for one (PACT)
     choice_gradient: str = MISSING  # "exact" or "sampled"
     width_affine: bool = MISSING  # each width scales and shifts a layer's output on its own

@@ -1,11 +1,9 @@
-"""Float model in, quantized model out: trace, swap the layers, attach the controller."""
+"""Float model in, quantized model out: plan, swap the layers, attach the controller."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from fnmatch import fnmatchcase
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from timm.layers import Conv2dSame
@@ -14,16 +12,17 @@ from torch import Tensor, nn
 from dqnet.config import ControllerConfig
 from dqnet.controller import Controller, check_controller
 from dqnet.errors import UserError, unknown_name
-from dqnet.layers import QuantConv2d, QuantLinear
-from dqnet.network import LayerInfo, QuantizedModel
-from dqnet.quantizers import Quantizer, check_widths, find_quantizer
+from dqnet.formats import Precision, common_precisions
+from dqnet.layers import QuantConv2d, QuantLayer, QuantLinear
+from dqnet.layers.quant_layer import Quantization
+from dqnet.network import QuantizedModel
+from dqnet.plan import Plan
+from dqnet.quantizers import Method, Options, find_quantizers
+from dqnet.rules import DEFAULT_STATIC, QUANTIZABLE, Rule, Rules, before_split, plan_by_rules
+from dqnet.split import split_point
 from dqnet.trace import Trace, trace_model
 
-#: shortcut projections, which every image runs at the same width
-DEFAULT_STATIC = ("*downsample*", "*shortcut*")
 CHOICE_GRADIENTS = ("exact", "sampled")
-#: what is quantized or refused; other convolutions are counted and left as they are
-QUANTIZABLE = (nn.Conv2d, nn.Linear)
 #: layers whose forward pass is what their base class computes
 CONVERTIBLE = (nn.Conv2d, Conv2dSame, nn.Linear)
 
@@ -31,14 +30,17 @@ CONVERTIBLE = (nn.Conv2d, Conv2dSame, nn.Linear)
 def quantize(
     model: nn.Module,
     sample_input: Tensor,
-    widths: Sequence[int] = (2, 3, 4),
-    quantizer: str | type[Quantizer] = "dorefa",
+    widths: Sequence[int | str | Precision] = (2, 3, 4),
+    quantizer: Method = "dorefa",
     shared_until: str | None = "auto",
     *,
-    static_width: int | None = None,
+    plan: Plan | None = None,
+    static_width: int | str | None = None,
+    first_last: int | str = "full",
     full_precision: Sequence[str] | None = None,
     static: Sequence[str] = DEFAULT_STATIC,
-    options: dict[str, Any] | None = None,
+    layers: Mapping[str, Rule] | None = None,
+    options: Options = None,
     controller: ControllerConfig | None = None,
     choice_gradient: str = "exact",
     width_affine: bool = True,
@@ -52,138 +54,53 @@ def quantize(
         model: a float model that takes ``sample_input`` and returns logits.
         sample_input: ``[N, C, H, W]``; only its shape, type and device are used. Costs are those
             of images of this size.
-        widths: candidate bit-widths, ascending, each from 1 to 16.
-        quantizer: the name or the class of a number format.
+        widths: candidate precisions, ascending: bits, each from 1 to 16, or ``"w4a8"``.
+        quantizer: a method by name or class, or a pair of them for weights and inputs.
         shared_until: module name of the split point: layers that run before its output appears
             are static, and the shared controller reads that output. ``"auto"``: the first stage
             after the stem, of those that timm's ``feature_info`` lists. ``None``: no shared layers,
             for the separate controller, whose ``"auto"`` it is. A static network has no split
             point.
-        static_width: the width of static layers; by default the middle of ``widths`` (the upper
-            of the two middle ones).
-        full_precision: name patterns (as of a shell) of layers to leave as they are; by default
-            the first convolution, any other that reads the image, and the classifier.
-            Convolutions that are not 2-D, and transposed ones, always are.
-        static: name patterns of layers that run at ``static_width`` for every image. Fully
-            connected layers always do.
-        options: the quantizer's own arguments.
+        plan: what every layer runs at; instead of the rules below and ``widths``.
+        static_width, first_last, full_precision, static, layers: see
+            :class:`dqnet.rules.Rules`.
+        options: the quantizers' own arguments; a pair where weights and inputs differ.
         controller: the controller's form.
         choice_gradient: ``"exact"``, or ``"sampled"``: an unbiased estimate that is cheaper with
-            three widths or more (see :mod:`dqnet.layers.routed_conv`).
+            three widths or more (see :mod:`dqnet.layers.sampled`).
         width_affine: let each width of a routed layer scale and shift its output by learned values
             of its own (see :mod:`dqnet.layers.width_affine`).
 
     Raises:
         UserError: for an unknown name, a bad width, a pattern that matches nothing, a split point
-            that does not exist or leaves nothing to route, a layer that cannot be converted, or a
-            sample that the model does not take.
+            that does not exist or leaves nothing to route, a plan of another model, a layer that
+            cannot be converted, or a sample that the model does not take.
     """
-    _check_model(model, sample_input)
-    widths = check_widths(widths)
-    quantizer = find_quantizer(quantizer)
-    static = [static] if isinstance(static, str) else static
-    if isinstance(full_precision, str):
-        full_precision = [full_precision]
+    rules = Rules.parse(widths, static_width, static, first_last, full_precision, layers)
     controller = ControllerConfig() if controller is None else controller
     check_controller(controller)
+    find_quantizers(quantizer)
     if choice_gradient not in CHOICE_GRADIENTS:
         raise unknown_name("choice_gradient", choice_gradient, CHOICE_GRADIENTS)
-    if static_width is None:
-        static_width = widths[len(widths) // 2]
-    (static_width,) = check_widths([static_width])
-    if len(widths) == 1 and widths != (static_width,):
-        raise UserError(
-            f"static_width {static_width} does nothing with widths {widths}: "
-            "with one width every layer is static at it"
+    trace, split, plan = make_plan(model, sample_input, rules, plan, shared_until, controller)
+
+    how = Quantization(quantizer, options, width_affine)
+    swaps = {
+        model.get_submodule(layer.name): _quantized(
+            model.get_submodule(layer.name), layer.precisions, how, trace.layers[layer.name].signed
         )
-
-    split = _split_point(model, shared_until, controller, dynamic=len(widths) > 1)
-    try:
-        trace = trace_model(model, sample_input, watched=split)
-    except RuntimeError as error:
-        what = f"{sample_input.dtype} {list(sample_input.shape)}"
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"the model does not run on the sample_input, {what}: {reason}") from error
-    if trace.uncounted:
-        warnings.warn(
-            f"Bit-FLOPs leave out what {', '.join(trace.uncounted)} multiply: only convolutions "
-            "and fully connected layers are counted",
-            stacklevel=2,
-        )
-    names = [n for n in trace.layers if isinstance(model.get_submodule(n), QUANTIZABLE)]
-    if full_precision is None:
-        full_precision = _first_and_last(model, trace, names)
-    _check_patterns("full_precision", full_precision, list(trace.layers))
-    if tuple(static) != DEFAULT_STATIC:
-        _check_patterns("static", static, names)
-
-    if split is not None:
-        try:
-            _check_split_point(model, trace, split, len(widths) > 1 and controller.kind == "shared")
-        except UserError as error:
-            if shared_until != "auto":
-                raise
-            found = "the model lists it as its first stage, so name another with shared_until=..."
-            raise UserError(f"{error}; {found}") from error
-
-    layers = []
-    for name, traced in trace.layers.items():
-        module = model.get_submodule(name)
-        if name not in names or _matches(name, full_precision):
-            layers.append(LayerInfo(name, "full", (32,), traced.macs))
-            continue
-        if type(module) not in CONVERTIBLE:
-            raise UserError(
-                f"layer {name!r} is a {type(module).__name__}, which has no quantized form; "
-                f"keep it as it is with full_precision={[*full_precision, name]}"
-            )
-        if "weight" not in module._parameters:
-            raise UserError(
-                f"layer {name!r} computes its weight (weight norm, pruning); make it a parameter "
-                "first (remove_weight_norm, prune.remove), or keep the layer as it is with "
-                f"full_precision={[*full_precision, name]}"
-            )
-        before = split is not None and traced.order < trace.finished[split]
-        routed = (
-            len(widths) > 1
-            and isinstance(module, nn.Conv2d)
-            and not before
-            and not _matches(name, static)
-        )
-        own = widths if routed or len(widths) == 1 else (static_width,)
-        layers.append(LayerInfo(name, "routed" if routed else "static", own, traced.macs))
-
-    if not any(layer.role != "full" for layer in layers):
-        raise UserError("no layer is left to quantize; full_precision matches every one")
-    routed = [layer for layer in layers if layer.role == "routed"]
-    if len(widths) > 1 and not routed:
-        raise UserError(f"split point {split!r} leaves nothing to route; choose an earlier module")
-
-    swaps: dict[nn.Module, nn.Module] = {}
-    for layer in layers:
-        if layer.role != "full":
-            module = model.get_submodule(layer.name)
-            arguments = (layer.widths, quantizer, trace.layers[layer.name].signed, options)
-            if isinstance(module, nn.Conv2d):
-                swaps[module] = QuantConv2d.from_float(module, *arguments, width_affine)
-            else:
-                swaps[module] = QuantLinear.from_float(module, *arguments)
-            # Not copies, so that their handles still remove them.
-            hooks = {
-                k: v for k, v in vars(module).items() if "_hook" in k and "state_dict" not in k
-            }
-            vars(swaps[module]).update(hooks)
-
+        for layer in plan.layers
+        if layer.role != "full"
+    }
     head = None
-    source = split if routed and controller.kind == "shared" else None  # None: the image
-    if routed:
+    source = split if plan.routed and controller.kind == "shared" else None  # None: the image
+    if plan.routed:
         shape = sample_input.shape if source is None else trace.shapes[source]
-        head = Controller(tuple(shape[1:]), len(routed), len(widths), controller)
+        candidates = common_precisions(plan.routed)
+        head = Controller(tuple(shape[1:]), len(plan.routed), len(candidates), controller)
         head.to(sample_input.device)
     _swap(model, swaps)  # last, so that a refused conversion leaves the model as it was
-    converted = QuantizedModel(
-        model, head, source, tuple(layers), widths, choice_gradient, trace.overwritten
-    )
+    converted = QuantizedModel(model, head, source, plan, choice_gradient, trace.overwritten)
     if sample_input.device.type == "cpu":
         # A convolution of many small groups is a tenth faster in this format, and passes it on.
         # Not by converted.to(), which refuses parameters of five axes.
@@ -193,11 +110,98 @@ def quantize(
     return converted
 
 
+def make_plan(
+    model: nn.Module,
+    sample_input: Tensor,
+    rules: Rules,
+    given: Plan | None = None,
+    shared_until: str | None = "auto",
+    controller: ControllerConfig | None = None,
+) -> tuple[Trace, str | None, Plan]:
+    """The first step of :func:`quantize`, whose arguments these are; changes nothing.
+
+    Returns:
+        A pass through the model, the split point's name, and what every layer is to run at: the
+        plan that is given, if it fits the model, or else one by the rules.
+    """
+    _check_model(model, sample_input)
+    controller = controller or ControllerConfig()
+    dynamic = rules.dynamic if given is None else bool(given.routed)
+    split = split_point(model, shared_until, controller, dynamic)
+    try:
+        trace = trace_model(model, sample_input, watched=split.name)
+    except RuntimeError as error:
+        what = f"{sample_input.dtype} {list(sample_input.shape)}"
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"the model does not run on the sample_input, {what}: {reason}") from error
+    if trace.uncounted:
+        warnings.warn(
+            f"Bit-FLOPs leave out what {', '.join(trace.uncounted)} multiply: only convolutions "
+            "and fully connected layers are counted",
+            stacklevel=3,
+        )
+    split.check(model, trace, read=dynamic and controller.kind == "shared")
+    made = plan_by_rules(model, trace, rules, split.name)
+    if given is not None:
+        given.check_model(made)
+        made = given
+    _check_convertible(model, trace, made, split.name)
+    if not any(layer.role != "full" for layer in made.layers):
+        raise UserError("no layer is left to quantize; full_precision matches every one")
+    if dynamic and not made.routed:
+        raise UserError(
+            f"split point {split.name!r} leaves nothing to route; choose an earlier module"
+        )
+    return trace, split.name, made
+
+
+def _check_convertible(model: nn.Module, trace: Trace, plan: Plan, split: str | None) -> None:
+    """Raises UserError for a layer that cannot run at what the plan says."""
+    kept = [layer.name for layer in plan.layers if layer.role == "full"]
+    for layer in plan.layers:
+        if layer.role == "full":
+            continue
+        name = layer.name
+        module = model.get_submodule(name) if name in trace.layers else None
+        remedy = f"full_precision={[*kept, name]}"
+        if not isinstance(module, QUANTIZABLE) or type(module) not in CONVERTIBLE:
+            kind = "product of activations" if module is None else type(module).__name__
+            raise UserError(
+                f"layer {name!r} is a {kind}, which has no quantized form; "
+                f"keep it as it is with {remedy}"
+            )
+        if "weight" not in module._parameters:
+            raise UserError(
+                f"layer {name!r} computes its weight (weight norm, pruning); make it a parameter "
+                "first (remove_weight_norm, prune.remove), or keep the layer as it is with "
+                f"{remedy}"
+            )
+        if layer.role == "routed" and before_split(trace.layers[name], trace, split):
+            raise UserError(
+                f"layer {name!r} runs before the split point {split!r}, where an image's widths "
+                "are not known yet: give it one width, or choose an earlier shared_until"
+            )
+
+
+def _quantized(
+    module: nn.Module, precisions: tuple[Precision, ...], how: Quantization, signed: bool
+) -> QuantLayer:
+    """A quantized layer that shares a float one's parameters and hooks."""
+    form = QuantConv2d if isinstance(module, nn.Conv2d) else QuantLinear
+    layer = form.from_float(
+        module, precisions, how.quantizer, signed, how.options, how.width_affine
+    )
+    # Not copies, so that their handles still remove them.
+    hooks = {k: v for k, v in vars(module).items() if "_hook" in k and "state_dict" not in k}
+    vars(layer).update(hooks)
+    return layer
+
+
 def _check_model(model: nn.Module, sample_input: Tensor) -> None:
     """Raises UserError for what is no float model, or no batch of images."""
     if not isinstance(model, nn.Module):
         raise UserError(f"the model is a {type(model).__name__}; it must be an nn.Module")
-    if any(isinstance(module, (QuantConv2d, QuantLinear)) for module in model.modules()):
+    if any(isinstance(module, QuantLayer) for module in model.modules()):
         raise UserError("the model is already converted; convert a float one")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise UserError(f"convert what is in the {type(model).__name__}: its .module")
@@ -214,67 +218,6 @@ def _check_model(model: nn.Module, sample_input: Tensor) -> None:
             f"sample_input must be images [N, C, H, W] of floating point, not {sample_input.dtype} "
             f"{list(sample_input.shape)}"
         )
-
-
-def _first_and_last(model: nn.Module, trace: Trace, names: list[str]) -> list[str]:
-    """The first convolution, others that read the image, and the classifier."""
-    convs = [n for n in names if isinstance(model.get_submodule(n), nn.Conv2d)]
-    readers = [n for n in convs[1:] if trace.layers[n].reads_images]
-    return list(dict.fromkeys([*convs[:1], *readers, *names[-1:]]))
-
-
-def _split_point(
-    model: nn.Module, name: str | None, controller: ControllerConfig, dynamic: bool
-) -> str | None:
-    """The module after which layers are routed; ``None``: from the start, or nowhere."""
-    if name == "auto":
-        if controller.kind == "separate" or not dynamic:
-            return None
-        stages = getattr(model, "feature_info", None) or []
-        # Some models hold a FeatureInfo object, which lists alike.
-        stages = [s["module"] for s in getattr(stages, "info", stages)]
-        if len(stages) < 2:
-            raise UserError(
-                "the model does not list its stages, so its split point cannot be found: "
-                "name the last shared module with shared_until"
-            )
-        return stages[0] if _is_stage(model, stages[0]) else stages[1]
-    if name is not None and not isinstance(name, str):
-        raise UserError(f"shared_until is a {type(name).__name__}; give the module's name, a str")
-    if name is None and controller.kind == "shared" and dynamic:
-        raise UserError("a shared controller reads a module's output: name it in shared_until")
-    return name
-
-
-def _is_stage(model: nn.Module, name: str) -> bool:
-    """Whether a module is a stage and not a stem, with which most models' lists begin."""
-    module = dict(model.named_modules()).get(name, model)
-    layers = [m for m in module.modules() if isinstance(m, QUANTIZABLE)]
-    return module is not model and len(layers) > 1 and not name.startswith("stem")
-
-
-def _check_split_point(model: nn.Module, trace: Trace, name: str, read: bool) -> None:
-    """Raises UserError unless the module ran; and if it is read, returned feature maps."""
-    modules = dict(model.named_modules())
-    if name not in modules or not name:
-        raise unknown_name("split point", name, [n for n in modules if n])
-    if name not in trace.shapes:
-        raise UserError(f"split point {name!r} never returned a tensor when the model ran")
-    if read and len(trace.shapes[name]) != 4:
-        raise UserError(
-            f"split point {name!r} returns shape {list(trace.shapes[name])}; "
-            "the controller reads feature maps [N, C, H, W]: choose an earlier module"
-        )
-
-
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _check_patterns(kind: str, patterns: Sequence[str], names: list[str]) -> None:
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise unknown_name(f"{kind} layer", pattern, names)
 
 
 def _swap(model: nn.Module, swaps: dict[nn.Module, nn.Module]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -10,16 +9,11 @@ from torch import Tensor, nn
 
 from dqnet.controller import Controller, one_hot_max
 from dqnet.errors import UserError
-from dqnet.layers.conv import check_one_hot
+from dqnet.formats import Precision, as_written, common_precisions
+from dqnet.layers.quant_layer import check_one_hot
 from dqnet.layers.router import Router
-
-#: a converted backbone's parameter names begin with it
-BACKBONE_PREFIX = "backbone."
-
-
-def added_by_conversion(name: str) -> bool:
-    """Whether a backbone's parameter or buffer is one that the float model does not have."""
-    return ".quantizer." in name or ".affine." in name
+from dqnet.plan import LayerPlan, Plan
+from dqnet.state_names import ADDED, BACKBONE_PREFIX, rename_old_names
 
 
 class Output(NamedTuple):
@@ -37,33 +31,19 @@ class ScoredOutput(NamedTuple):
     scores: Tensor
 
 
-@dataclass(frozen=True)
-class LayerInfo:
-    """One layer of a converted network.
-
-    Attributes:
-        name: its module name in the float model.
-        role: ``"full"`` precision, ``"static"`` or ``"routed"``.
-        widths: its candidate widths; ``(32,)`` in full precision.
-        macs: multiply-accumulates for one image.
-    """
-
-    name: str
-    role: str
-    widths: tuple[int, ...]
-    macs: int
-
-
 class QuantizedModel(nn.Module):
     """What :func:`dqnet.quantize` returns.
 
     Attributes:
         backbone: the converted model.
         controller: ``None`` in a static network.
-        layers: every convolution (of any kind) and fully connected layer, in execution order.
-        widths: the candidate widths of the routed layers (of all layers in a static network).
-        budget_lambda: λ, the price of Bit-FLOPs in evaluation: above 0 cheaper than trained, below
-            0 dearer; see :meth:`route`. It is no part of the state dict.
+        plan: what every layer runs at.
+        precisions: K candidates, ascending: of all routed layers together; in a static network
+            those of its layers.
+        candidates: bool ``[L, K]``: which of them each routed layer has; ``None``: every one has
+            all.
+        prices: ``[L, K]``, what :meth:`route` takes from the scores in evaluation; ``None``:
+            nothing, as it was trained. It is not part of the state dict.
     """
 
     def __init__(
@@ -71,8 +51,7 @@ class QuantizedModel(nn.Module):
         backbone: nn.Module,
         controller: Controller | None,
         split_point: str | None,
-        layers: tuple[LayerInfo, ...],
-        widths: tuple[int, ...],
+        plan: Plan,
         choice_gradient: str = "exact",
         overwritten: bool = False,
     ) -> None:
@@ -80,51 +59,58 @@ class QuantizedModel(nn.Module):
         self.backbone = backbone
         self.controller = controller
         self.split_point = split_point
-        self.layers = layers
-        self.widths = widths
-        self.budget_lambda = 0.0
-        names = tuple(layer.name for layer in self.routed_layers)
-        self._router = Router(choice_gradient == "sampled", names)
+        self.plan = plan
+        static = [layer for layer in plan.layers if layer.role == "static"]
+        followers = [layer for layer in static if not layer.pinned] or static
+        self.precisions: tuple[Precision, ...] = common_precisions(plan.routed or followers)
+        columns = tuple(
+            tuple(map(self.precisions.index, layer.precisions)) for layer in plan.routed
+        )
+        complete = all(len(own) == len(self.precisions) for own in columns)
+        candidates = None
+        if not complete:
+            shape = len(columns), len(self.precisions)
+            candidates = torch.zeros(shape, dtype=torch.bool)
+            for row, own in zip(candidates, columns, strict=True):
+                row[list(own)] = True
+        self.candidates = candidates
+        self.prices: Tensor | None = None
+        names = tuple(layer.name for layer in plan.routed)
+        self._router = Router(choice_gradient == "sampled", names, None if complete else columns)
         self._overwritten = overwritten  # the backbone changes the split point's output in place
-        self._forced: Tensor | None = None
-        self._scores: Tensor | None = None
-        self._used: Tensor | None = None
         for column, layer in enumerate(self.routed_layers):
             module = backbone.get_submodule(layer.name)
             module.router, module.column = self._router, column
         if controller is not None and split_point is not None:
             backbone.get_submodule(split_point).register_forward_hook(self._after_split_point)
-        squares = [[w * w * layer.macs for w in widths] for layer in self.routed_layers]
-        costs = torch.tensor(squares, dtype=torch.int64).reshape(-1, len(widths))
-        self.register_buffer("routed_costs", costs, persistent=False)
-        self.register_load_state_dict_pre_hook(_accept_float_state_dict)
+        self.register_load_state_dict_pre_hook(_accept_other_state_dicts)
 
     def _replicate_for_data_parallel(self) -> QuantizedModel:
         raise UserError("a converted model cannot run in nn.DataParallel; use torchrun")
 
     @property
-    def routed_layers(self) -> tuple[LayerInfo, ...]:
-        """The layers whose width is chosen per image; the routing's second axis."""
-        return tuple(layer for layer in self.layers if layer.role == "routed")
+    def layers(self) -> tuple[LayerPlan, ...]:
+        """The plan's: every convolution and fully connected layer, in execution order."""
+        return self.plan.layers
 
     @property
-    def relative_costs(self) -> Tensor:
-        """Bit-FLOPs of each routed layer at each width over their mean: float64 ``[L, K]``.
+    def routed_layers(self) -> tuple[LayerPlan, ...]:
+        """The layers whose precision is chosen per image; the routing's second axis."""
+        return self.plan.routed
 
-        One constant divides them all, so λ means the same in every layer, and choosing by score
-        − λ · relative cost maximises the sum of the scores at a given cost of the network.
-        """
-        return self.routed_costs / self.routed_costs.double().mean()
+    @property
+    def widths(self) -> tuple[int | str, ...]:
+        """The precisions as a user writes them: ``(2, 3, 4)``."""
+        return as_written(self.precisions)
 
     def route(self, scores: Tensor) -> Tensor:
         """The controller's scores ``[N, L, K]`` to a one-hot routing of the same shape.
 
-        In training the controller draws it; in evaluation it is the arg-max of score − λ · relative
-        cost, with λ = ``budget_lambda``.
+        In training the controller draws it; in evaluation it is the arg-max of score − price.
         """
-        if self.controller.training or not self.budget_lambda:
+        if self.controller.training or self.prices is None:
             return self.controller.route(scores)
-        return one_hot_max(priced(scores, self.relative_costs, self.budget_lambda)).to(scores)
+        return one_hot_max(scores.double() - self.prices.to(scores.device)).to(scores)
 
     def forward(
         self, images: Tensor, routing: Tensor | None = None, with_scores: bool = False
@@ -143,37 +129,28 @@ class QuantizedModel(nn.Module):
             UserError: for a routing that is not one-hot or of another shape, or if the model is
                 running already.
         """
-        shape = (len(images), len(self.routed_layers), len(self.widths))
+        shape = (len(images), len(self.routed_layers), len(self.precisions))
         if routing is not None:
             check_one_hot(routing, shape)
+            self._check_candidates(routing)
             if not routing.is_floating_point():
                 routing = routing.to(images.dtype)
         used = scores = images.new_zeros(shape)
         if self.controller is None:
             logits = self.backbone(images)
         else:
-            self._begin(routing)
-            try:
-                if self.split_point is None:
-                    self._run_controller(images)
-                logits = self.backbone(images)
-                used, scores = self._used, self._scores
-            finally:
-                self._end()
+            logits, used, scores = self._routed_pass(images, routing)
         return ScoredOutput(logits, used, scores) if with_scores else Output(logits, used)
+
+    def _routed_pass(self, images: Tensor, forced: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        with self._router.forward_pass(forced) as current:
+            if self.split_point is None:
+                self._run_controller(images)
+            logits = self.backbone(images)
+            return logits, current.routing, current.scores
 
     def _after_split_point(self, module: nn.Module, args: Any, output: Tensor) -> None:
         self._run_controller(output)
-
-    @torch.compiler.disable
-    def _begin(self, routing: Tensor | None) -> None:
-        self._router.begin()
-        self._forced = routing
-
-    @torch.compiler.disable
-    def _end(self) -> None:
-        self._forced = self._scores = self._used = None
-        self._router.end()
 
     @torch.compiler.disable  # it fills the router, which is not a tensor
     def _run_controller(self, features: Tensor) -> None:
@@ -182,7 +159,8 @@ class QuantizedModel(nn.Module):
                 f"split point {self.split_point!r} ran outside model(images): call the model, not "
                 "its backbone, and use no gradient checkpointing that contains the split point"
             )
-        if self._scores is not None:  # a module that is called again does not route again
+        current = self._router.current
+        if current.scores is not None:  # a module that is called again does not route again
             return
         # A frozen controller's routing is given, not learned: nothing before it is trained to
         # change its mind, and layers need no gradient to their choice.
@@ -191,25 +169,36 @@ class QuantizedModel(nn.Module):
             features = features.detach()
         elif self._overwritten and torch.is_grad_enabled():
             features = features.clone()  # the controller's gradient needs them as they are now
-        self._scores = self.controller(features)
-        forced = self._forced
-        self._used = self.route(self._scores) if forced is None else forced
-        self._router.open(self._used)
+        scores = self.controller(features)
+        if self.candidates is not None:
+            # Finite, so that its product with a probability of zero is zero.
+            lacking = ~self.candidates.to(scores.device)
+            scores = scores.masked_fill(lacking, torch.finfo(scores.dtype).min / 4)
+        current.scores = scores
+        self._router.open(self.route(scores) if current.forced is None else current.forced)
+
+    def _check_candidates(self, routing: Tensor) -> None:
+        """Raises UserError for a choice that a layer does not have."""
+        if self.candidates is None:
+            return
+        lacking = (routing.detach() != 0).any(0).cpu() & ~self.candidates
+        if lacking.any():
+            layer, k = lacking.nonzero()[0].tolist()
+            raise UserError(
+                f"layer {self.routed_layers[layer].name!r} cannot run at {self.precisions[k]}; "
+                f"it has {self.routed_layers[layer].widths}"
+            )
 
 
-def priced(scores: Tensor, relative_costs: Tensor, budget_lambda: float) -> Tensor:
-    """Scores ``[N, L, K]`` less λ · relative cost ``[L, K]``, in float64."""
-    return scores.double() - budget_lambda * relative_costs
-
-
-def _accept_float_state_dict(
+def _accept_other_state_dicts(
     model: QuantizedModel, state_dict: dict[str, Any], prefix: str, *args: Any
 ) -> None:
-    """Lets ``load_state_dict`` take the float model's own state dict, as before conversion.
+    """Lets ``load_state_dict`` take older names, and the float model's own state dict.
 
     What the float model lacks (the controller, quantizer parameters) keeps its values, except that
     quantizers initialise themselves again from the new weights.
     """
+    rename_old_names(state_dict)
     own = model.state_dict(prefix=prefix)
     theirs = [key for key in state_dict if key.startswith(prefix)]
     if not theirs or any(key in own for key in theirs):
@@ -217,6 +206,6 @@ def _accept_float_state_dict(
     for key in theirs:
         state_dict[prefix + BACKBONE_PREFIX + key[len(prefix) :]] = state_dict.pop(key)
     for key, value in own.items():
-        if added_by_conversion(key) or key.startswith(prefix + "controller."):
-            fresh = key.endswith(".quantizer.initialized")
+        if any(part in key for part in ADDED) or key.startswith(prefix + "controller."):
+            fresh = key.endswith("_quantizer.initialized")
             state_dict.setdefault(key, torch.zeros_like(value) if fresh else value)

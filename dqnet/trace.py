@@ -11,7 +11,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils._python_dispatch import TorchDispatchMode
 
 #: a fixed seed: converting the same model twice gives the same result
 PROBE_SEED = 0
@@ -19,6 +21,8 @@ PROBE_SEED = 0
 PROBE_IMAGES = 4
 #: what multiplies and accumulates, and is counted
 LAYERS = (_ConvNd, nn.Linear)
+#: products of two matrices; outside layers both are activations
+MATRIX_PRODUCTS = (torch.ops.aten.bmm, torch.ops.aten.baddbmm, torch.ops.aten.mm)
 #: modules whose weights are looked up, or multiply elements one by one
 NO_MACS = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm)
 
@@ -31,15 +35,27 @@ class LayerTrace:
         name: its module name.
         order: when it first ran; modules that are not layers count as well.
         macs: multiply-accumulates for one image, over all its calls.
+        weights: elements of its weight.
+        inputs, outputs: elements for one image, over all its calls.
         signed: whether its input was ever negative.
         reads_images: whether its first input was the model's own.
+        by_image: whether the first axis of every input was that of the images.
     """
 
     name: str
     order: int
-    macs: int
-    signed: bool
-    reads_images: bool
+    weights: int = 0
+    macs: int = 0
+    inputs: int = 0
+    outputs: int = 0
+    signed: bool = False
+    reads_images: bool = False
+    by_image: bool = True
+
+    @property
+    def one_vector(self) -> bool:
+        """Whether each image uses each weight once: a fully connected layer of one vector."""
+        return self.macs <= self.weights
 
 
 @dataclass
@@ -50,6 +66,8 @@ class Trace:
         layers: convolutions and fully connected layers that ran, by module name, in order.
         finished: when each module first returned, on the same clock as ``LayerTrace.order``.
         shapes: output shape of each module that returned a tensor.
+        products: multiply-accumulates for one image of products of activations, as in attention, by
+            the name of the module that computes them.
         uncounted: modules that ran and have a weight of two axes or more, but are no layers: what
             they compute is not known.
         overwritten: whether the watched module's output was changed in place afterwards.
@@ -58,6 +76,7 @@ class Trace:
     layers: dict[str, LayerTrace] = field(default_factory=dict)
     finished: dict[str, int] = field(default_factory=dict)
     shapes: dict[str, torch.Size] = field(default_factory=dict)
+    products: dict[str, int] = field(default_factory=dict)
     uncounted: list[str] = field(default_factory=list)
     overwritten: bool = False
 
@@ -83,8 +102,10 @@ def trace_model(model: nn.Module, sample_input: Tensor, watched: str | None = No
         x = _input(args, kwargs)
         if name not in trace.layers:
             reads_images = (x.data_ptr(), x.shape) == (noise.data_ptr(), noise.shape)
-            trace.layers[name] = LayerTrace(name, next(clock), 0, False, reads_images)
+            weights = module.weight.numel()
+            trace.layers[name] = LayerTrace(name, next(clock), weights, reads_images=reads_images)
         trace.layers[name].signed |= bool((x < 0).any())
+        trace.layers[name].by_image &= len(x) == len(noise)
 
     def leave(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         trace.finished.setdefault(name, next(clock))
@@ -93,25 +114,45 @@ def trace_model(model: nn.Module, sample_input: Tensor, watched: str | None = No
             if name == watched and not output.is_inference():  # which has no version
                 kept.append((output, output._version))
             if name in trace.layers:
-                trace.layers[name].macs += _macs(module, _input(args, kwargs), output, len(noise))
+                _count(trace.layers[name], module, _input(args, kwargs), output, len(noise))
         if _multiplies(module) and name not in [*trace.layers, *trace.uncounted]:
             trace.uncounted.append(name)
 
+    products = _MatrixProducts()
+
+    def start(name: str, module: nn.Module, args: Any) -> None:
+        products.running.append(name)
+
+    def stop(module: nn.Module, args: Any, output: Any) -> None:
+        products.running.pop()
+
     handles = []
     for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(partial(start, name)))
         if isinstance(module, LAYERS):
             hook = partial(enter, name)
             handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         handles.append(module.register_forward_hook(partial(leave, name), with_kwargs=True))
+        handles.append(module.register_forward_hook(stop))
     generator = torch.Generator().manual_seed(PROBE_SEED)
     shape = max(len(sample_input), PROBE_IMAGES), *sample_input.shape[1:]
     noise = torch.randn(shape, generator=generator).to(sample_input)
     try:
-        with torch.no_grad(), _evaluating(model), _noisy_norms(model, generator):
+        # Fused attention does not show its products; the plain form does.
+        with (
+            torch.no_grad(),
+            _evaluating(model),
+            _noisy_norms(model, generator),
+            sdpa_kernel(SDPBackend.MATH),
+            products,
+        ):
             model(noise)
     finally:
         for handle in handles:
             handle.remove()
+    trace.products = {
+        name: macs // len(noise) for name, macs in products.macs.items() if name not in trace.layers
+    }
     trace.overwritten = any(output._version != version for output, version in kept)
     return trace
 
@@ -121,13 +162,38 @@ def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return args[0] if args else next(iter(kwargs.values()), None)
 
 
-def _macs(module: nn.Module, x: Tensor, output: Tensor, images: int) -> int:
-    """Multiply-accumulates for one image; additions of a bias are not counted."""
-    # A transposed convolution multiplies every input by the weights, others make every output so.
-    elements = x if isinstance(module, _ConvTransposeNd) else output
+def _count(layer: LayerTrace, module: nn.Module, x: Tensor, output: Tensor, images: int) -> None:
+    """Adds a call to what a layer costs one image; additions of a bias are not counted."""
     # A batch may be folded into other axes. What has a first axis of one does not depend on it.
     shares = 1 if len(output) == 1 else images
-    return elements.numel() * module.weight[0].numel() // shares
+    # A transposed convolution multiplies every input by the weights, others make every output so.
+    elements = x if isinstance(module, _ConvTransposeNd) else output
+    layer.macs += elements.numel() * module.weight[0].numel() // shares
+    layer.inputs += x.numel() // shares
+    layer.outputs += output.numel() // shares
+
+
+class _MatrixProducts(TorchDispatchMode):
+    """Counts multiply-accumulates of products of two matrices, by the module that is running.
+
+    Attributes:
+        running: names of the modules that are running, the innermost last.
+        macs: by module name.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running: list[str] = []
+        self.macs: dict[str, int] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func.overloadpacket in MATRIX_PRODUCTS:
+            name = self.running[-1]
+            self.macs[name] = self.macs.get(name, 0) + output.numel() * args[-2].shape[-1]
+        return output
 
 
 def _multiplies(module: nn.Module) -> bool:

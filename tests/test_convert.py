@@ -12,7 +12,7 @@ from torch import nn
 
 import dqnet
 from dqnet import ControllerConfig, UserError
-from dqnet.layers import QuantConv2d, QuantLinear
+from dqnet.layers import QuantConv2d, QuantLayer, QuantLinear
 
 # name: (first convolution, classifier, modules up to the split point, routed layers).
 # The last is counted from the papers' tables: e.g. 3 convolutions in each of the 4 + 6 + 3
@@ -130,7 +130,7 @@ def test_the_rest_is_routed_in_execution_order(family):
 
 def test_layers_have_the_widths_of_their_role(family):
     model = family[3]
-    widths = {"full": (32,), "static": (3,), "routed": (2, 3, 4)}
+    widths = {"full": (), "static": (3,), "routed": (2, 3, 4)}
     assert all(layer.widths == widths[layer.role] for layer in model.layers)
 
 
@@ -309,13 +309,16 @@ def test_conversion_twice_gives_the_same_layers():
 def test_signs_of_inputs_reach_the_quantizers(quantizer):
     """``late`` reads the sum of a ReLU and a projection without one."""
     backbone = convert(full_precision=["fc2"], quantizer=quantizer).backbone
-    signs = {n: m.quantizer.signed for n, m in backbone.named_modules() if hasattr(m, "quantizer")}
+    layers = {n: m for n, m in backbone.named_modules() if isinstance(m, QuantLayer)}
+    assert all(layer.weight_quantizer.signed for layer in layers.values())
+    signs = {name: layer.input_quantizer.signed for name, layer in layers.items()}
     assert signs == {"stem": True, "early": False, "shortcut": False, "late": True, "fc1": False}
 
 
 def test_options_reach_the_quantizers():
     backbone = convert(quantizer="pact", options={"alpha_init": 2.5}).backbone
-    assert [backbone.get_submodule(n).quantizer.alpha.item() for n in ("early", "fc1")] == [2.5] * 2
+    layers = [backbone.get_submodule(name) for name in ("early", "fc1")]
+    assert [layer.input_quantizer.alpha.item() for layer in layers] == [2.5] * 2
 
 
 # Errors
@@ -455,7 +458,8 @@ def test_a_misspelt_split_point_is_refused_in_static_networks_too(widths):
 
 def test_an_option_that_the_quantizer_does_not_take_is_refused_by_name():
     with pytest.raises(
-        UserError, match="unknown option of PACT 'alpha'; did you mean 'alpha_init'"
+        UserError,
+        match="unknown option of DoReFaWeight and PACT 'alpha'; did you mean 'alpha_init'",
     ):
         convert(quantizer="pact", options={"alpha": 1.0})
 
@@ -634,8 +638,8 @@ def test_a_sample_that_the_model_does_not_take_is_refused(sample, message):
         ({"controller": {"hidden": 3}}, "is no dqnet.ControllerConfig"),
         ({"controller": "separate"}, "'separate' is no dqnet.ControllerConfig"),
         ({"controller": ControllerConfig(hidden=2.5)}, "hidden 2.5 must be at least 1, an integer"),
-        ({"quantizer": QuantConv2d}, "is no name .*dorefa.* and no class of Quantizer"),
-        ({"quantizer": None}, "quantizer None is no name"),
+        ({"quantizer": QuantConv2d}, "is neither a name .*dorefa.* nor a subclass of Quantizer"),
+        ({"quantizer": None}, "quantizer None is neither a name"),
         ({"shared_until": nn.ReLU()}, "shared_until is a ReLU; give the module's name"),
         ({"choice_gradient": None}, "unknown choice_gradient None"),
         ({"widths": (3,), "static_width": 5}, r"static_width 5 does nothing with widths \(3,\)"),

@@ -11,6 +11,7 @@ from torch import nn
 
 import dqnet
 from dqnet import ControllerConfig, UserError
+from dqnet.costs import cost_table
 
 WIDTHS = (2, 3, 4)
 QUANTIZERS = ("dorefa", "pact", "lsq")
@@ -259,7 +260,7 @@ def warm(model):
     with torch.no_grad():
         model.eval()(images())
         for name, parameter in model.named_parameters():
-            if ".quantizer." in name:
+            if "_quantizer." in name:
                 parameter.mul_(1.25)
     return model
 
@@ -307,7 +308,7 @@ def test_lsq_initialises_its_steps_again_from_loaded_float_weights():
     model.load_state_dict(state)
     with torch.no_grad():
         model(images())
-    step = model.backbone.conv1.quantizer.weight_step
+    step = model.backbone.conv1.weight_quantizer.step
     mean = state["conv1.weight"].abs().mean().item()
     expected = [2 * mean / math.sqrt(2 ** (b - 1) - 1) for b in WIDTHS]
     assert step.tolist() == pytest.approx(expected)
@@ -600,7 +601,7 @@ def test_a_split_point_whose_output_is_overwritten_learns_as_one_whose_is_not(ac
 
 def test_costs_follow_the_model_to_another_type_unrounded():
     model = resnet20(widths=(2, 11)).to(torch.bfloat16)
-    assert model.routed_costs[0].tolist() == [4 * 1_179_648, 121 * 1_179_648]
+    assert cost_table(model)[0].tolist() == [4 * 1_179_648, 121 * 1_179_648]
 
 
 def test_a_frozen_controllers_choice_gets_no_gradient():

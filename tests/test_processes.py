@@ -10,11 +10,11 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from dqnet.controller import Controller, _BatchNorm1d
+from dqnet.layers import QuantConv2d
 from dqnet.layers.global_batch_norm import CpuSyncBatchNorm, synchronize_batch_norms
-from dqnet.layers.groups import Groups
+from dqnet.layers.width_groups import WidthGroups
 from dqnet.losses import bit_flops_penalty, mutual_information
 from dqnet.processes import from_main, gathered, gathered_parts, local_main_first
-from dqnet.quantizers import build_quantizer
 
 
 def averaged(grad):
@@ -134,7 +134,7 @@ def test_noise_of_an_image_does_not_depend_on_the_number_of_processes():
     def draw(own):
         torch.manual_seed(1)
         routing = controller.route(own)
-        chosen = Groups.of_alternatives(routing)
+        chosen = WidthGroups.of_drawn_widths(routing)
         return routing, torch.stack([group.inverse for group in chosen])
 
     routing, _ = draw(scores)
@@ -146,9 +146,10 @@ def test_first_step_of_lsq_is_that_of_the_global_batch():
     x, weight = torch.randn(8, 3, 4, 4), torch.randn(2, 3, 3, 3)
 
     def steps(own):
-        quantizer = build_quantizer("lsq", (2, 4), True, None)
-        quantizer.prepare(weight, own)
-        return quantizer.input_step.detach(), quantizer.weight_step.detach()
+        layer = QuantConv2d(3, 2, 3, widths=(2, 4), quantizer="lsq", signed=True)
+        layer.weight.data.copy_(weight)
+        layer.prepare(own)
+        return layer.input_quantizer.step.detach(), layer.weight_quantizer.step.detach()
 
     for result in connected(lambda rank: steps(part(x, rank))):
         torch.testing.assert_close(result, steps(x))

@@ -100,8 +100,8 @@ TYPES = _train(
     ("data.mean=[nan]", "data.mean is nan", "finite"),
     ("trainer.channels_last=perhaps", "trainer.channels_last", "'perhaps'", "bool"),
     ("data.mean=0.5", "data.mean: takes a list"),
-    ("quant.widths=[two]", "quant.widths", "'two'", "Integer"),
-    ("quant.widths=[2.5]", "quant.widths", "'2.5'", "Integer"),
+    ("quant.widths=[two]", "'two' is not a precision", "'w4a8'"),
+    ("quant.widths=[2.5]", "width 2.5 is not an integer", "(2, 3, 4)"),
     ("quant.widths=3", "quant.widths: takes a list", "quant.widths=[3]"),
     ("quant.widths=two", "quant.widths: takes a list", "quant.widths=[3]"),
 )

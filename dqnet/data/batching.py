@@ -27,6 +27,7 @@ def loaders(
     device: torch.device | str | None = None,
     rank: int = 0,
     world_size: int = 1,
+    observed_images: int = 512,
 ) -> Loaders:
     """Batch a data set for training and evaluation.
 
@@ -41,6 +42,7 @@ def loaders(
         device: of the batches; ``None``: the CPU.
         rank: this process, in ``[0, world_size)``.
         world_size: number of processes.
+        observed_images: how many of the training images quantizers are calibrated on.
 
     Raises:
         UserError: ``batch_size`` is not a multiple of ``world_size``, a part has fewer images than
@@ -102,14 +104,20 @@ def loaders(
         train=loader(train, train_indices, seed),
         val=val,
         test=loader(test, torch.arange(len(test))),
-        calibration=loader(train, _some(train_indices)) if val is None else val,
+        calibration=(
+            loader(train, _some(train_indices, CALIBRATION_IMAGES)) if val is None else val
+        ),
+        # Each process brings as many as the others.
+        observed=loader(
+            train, _some(train_indices, max(observed_images // world_size, 1) * world_size)
+        ),
     )
 
 
-def _some(indices: torch.Tensor) -> torch.Tensor:
-    """The same ``CALIBRATION_IMAGES`` of them every time, in their order."""
+def _some(indices: torch.Tensor, count: int) -> torch.Tensor:
+    """The same ``count`` of them every time, in their order."""
     fixed = torch.Generator().manual_seed(0)
-    drawn = torch.randperm(len(indices), generator=fixed)[:CALIBRATION_IMAGES]
+    drawn = torch.randperm(len(indices), generator=fixed)[:count]
     return indices[drawn.sort().values]
 
 

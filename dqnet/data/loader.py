@@ -56,12 +56,15 @@ class Loaders:
         test: only ever measured.
         calibration: what settings of a trained network are chosen on: the images of ``val``, or
             else some training images, without augmentation.
+        observed: what quantizers are calibrated on: a sample of the training images, without
+            augmentation.
     """
 
     train: Loader
     val: Loader | None
     test: Loader
     calibration: Loader
+    observed: Loader
 
     @property
     def images(self) -> dict[str, int]:

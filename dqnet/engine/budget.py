@@ -1,7 +1,7 @@
 """The budget knob: the price of Bit-FLOPs at which a trained network costs what it may.
 
 In evaluation a layer runs at the arg-max of score − λ · relative cost (see
-:attr:`dqnet.network.QuantizedModel.relative_costs`), the Lagrangian form of "the best scores for
+:func:`dqnet.costs.relative_costs`), the Lagrangian form of "the best scores for
 this mean cost" (Everett 1963, https://doi.org/10.1287/opre.11.3.399). λ = 0 is the network as it
 was trained.
 """
@@ -14,20 +14,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dqnet.cost import bit_flops
-from dqnet.network import QuantizedModel, priced
+from dqnet.costs import bit_flops, relative_costs
+from dqnet.network import QuantizedModel
+
+
+def spend(model: QuantizedModel, budget_lambda: float) -> None:
+    """Makes a model choose at λ in evaluation: above 0 cheaper than trained, below 0 the opposite.
+
+    ``budget_lambda`` is λ, the price of the mean candidate of the network.
+    """
+    model.prices = None
+    if budget_lambda:
+        model.prices = budget_lambda * relative_costs(model).nan_to_num(posinf=0)
 
 
 def chosen_at(model: QuantizedModel, scores: Tensor, budget_lambda: float) -> Tensor:
     """Index of the width of each layer at λ: int64 ``[N, L]`` from scores ``[N, L, K]``."""
-    relative = model.relative_costs.to(scores.device)
-    return priced(scores, relative, budget_lambda).argmax(-1)
+    prices = budget_lambda * relative_costs(model).nan_to_num(posinf=0)
+    return (scores.double() - prices.to(scores.device)).argmax(-1)
 
 
 def cost_of(model: QuantizedModel, chosen: Tensor) -> Tensor:
     """Bit-FLOPs of each image: float64 ``[N]`` on the CPU, from ``chosen``, integers ``[N, L]``."""
-    routing = F.one_hot(chosen.long(), len(model.widths))
-    return bit_flops(model, routing.to(model.routed_costs.device)).cpu()
+    return bit_flops(model, F.one_hot(chosen.long(), len(model.precisions))).cpu()
 
 
 class Calibration:
@@ -43,7 +52,7 @@ class Calibration:
 
     def __init__(self, model: QuantizedModel, scores: Tensor) -> None:
         self.model = model
-        self.scores = scores.to(model.routed_costs.device)
+        self.scores = scores
         self._lambdas = self._candidates()
 
     def bit_flops(self, budget_lambda: float) -> float:
@@ -75,12 +84,17 @@ class Calibration:
         """One λ inside every step, ascending.
 
         Between two widths a layer of an image changes its mind where their priced scores are equal:
-        at (score difference) / (relative cost difference).
+        at (score difference) / (relative cost difference). Where both cost the same, or the layer
+        lacks one, no price makes it change.
         """
-        first, second = torch.combinations(torch.arange(len(self.model.widths))).unbind(1)
+        first, second = torch.combinations(torch.arange(len(self.model.precisions))).unbind(1)
         gains = self.scores[..., second].double() - self.scores[..., first]
-        prices = self.model.relative_costs[:, second] - self.model.relative_costs[:, first]
-        changes = (gains / prices).unique()
+        relative = relative_costs(self.model).to(self.scores.device)
+        prices = relative[:, second] - relative[:, first]
+        different = prices.isfinite() & (prices != 0)
+        if not different.any():
+            return torch.zeros(1, dtype=torch.float64)
+        changes = (gains / prices)[:, different].unique()
         margin = 2 * (changes[-1:] - changes[:1]).clamp_min(1.0)
         edges = torch.cat([changes[:1] - margin, changes, changes[-1:] + margin])
         return ((edges[1:] + edges[:-1]) / 2).cpu()

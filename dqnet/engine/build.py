@@ -10,6 +10,8 @@ from dqnet.config import ModelConfig, QuantConfig
 from dqnet.convert import quantize
 from dqnet.engine.weights import load_float_weights
 from dqnet.errors import UserError, unknown_name
+from dqnet.plan import Plan
+from dqnet.quantizers import Method, Options, takes
 
 
 def build_model(
@@ -18,6 +20,7 @@ def build_model(
     num_classes: int,
     image_shape: tuple[int, int, int],
     load_weights: bool = True,
+    plan: Plan | None = None,
 ) -> nn.Module:
     """A float model, or a converted one if ``quant.quantizer`` names a quantizer.
 
@@ -28,6 +31,7 @@ def build_model(
         image_shape: ``(C, H, W)`` of the images.
         load_weights: whether to read pretrained weights, which a model that is about to load its
             own checkpoint does not need.
+        plan: what every layer runs at; ``None``: as ``quant`` says.
     """
     if model.pretrained and model.checkpoint_path is not None:
         raise UserError(
@@ -39,20 +43,42 @@ def build_model(
     check_images_fit(float_model, model.name, image_shape)
     if quant.quantizer is None:
         return float_model
+    if plan is None and quant.plan is not None:
+        plan = Plan.load(quant.plan)
     return quantize(
         float_model,
         torch.zeros(1, *image_shape),
         widths=quant.widths,
-        quantizer=quant.quantizer,
+        quantizer=_method(quant),
         shared_until=quant.shared_until,
+        plan=plan,
         static_width=quant.static_width,
+        first_last=quant.first_last,
         full_precision=quant.full_precision,
         static=quant.static,
-        options=dict(quant.options),
+        layers=quant.layers,
+        options=_options(quant),
         controller=quant.controller,
         choice_gradient=quant.choice_gradient,
         width_affine=quant.width_affine,
     )
+
+
+def _method(quant: QuantConfig) -> Method:
+    """The quantizers of weights and of inputs."""
+    pair = quant.weight.quantizer, quant.input.quantizer
+    if pair == (None, None):
+        return quant.quantizer
+    return tuple(quant.quantizer if own is None else own for own in pair)
+
+
+def _options(quant: QuantConfig) -> Options:
+    """Those of both tensors, or of each where one has its own."""
+    if not quant.weight.options and not quant.input.options:
+        return dict(quant.options)
+    shared = takes(_method(quant), quant.options)
+    pairs = zip(shared, (quant.weight, quant.input), strict=True)
+    return tuple(table | dict(own.options) for table, own in pairs)
 
 
 def build_teacher(

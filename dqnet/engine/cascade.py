@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dqnet.cost import full_precision_bit_flops, static_layers_bit_flops
+from dqnet.costs.network import full_precision_cost, static_cost
 from dqnet.engine.bootstrap import bootstrap_mean
 from dqnet.engine.controls import CONFIDENCE, RESAMPLES, SEEDS, derangement
 from dqnet.engine.evaluate import Evaluation, percent
-from dqnet.network import LayerInfo
+from dqnet.plan import LayerPlan
 
 #: of the calibration images that run twice, one point each; others are less or more confident
 SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
@@ -37,7 +37,7 @@ class Reused:
     full_precision: int = 0
 
     @classmethod
-    def within(cls, layers: tuple[LayerInfo, ...]) -> Reused:
+    def within(cls, layers: tuple[LayerPlan, ...]) -> Reused:
         """Of two passes of one dynamic network: what runs before its first routed layer.
 
         Args:
@@ -45,7 +45,7 @@ class Reused:
         """
         roles = [layer.role for layer in layers]
         before = layers[: roles.index("routed")]
-        return cls(static_layers_bit_flops(before), full_precision_bit_flops(before))
+        return cls(static_cost(before), full_precision_cost(before))
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class Cascade:
         losses = torch.where(again, self.second.losses, self.first.losses)
         cost = self.first.cost + again * (self.second.cost - self.reused.quantized)
         share = again.double().mean().item()
-        full = full_precision_bit_flops(self.first.layers) + share * (
-            full_precision_bit_flops(self.second.layers) - self.reused.full_precision
+        full = full_precision_cost(self.first.layers) + share * (
+            full_precision_cost(self.second.layers) - self.reused.full_precision
         )
         shuffled = self._shuffled(again)
         gains = (100 * (correct.double() - shuffled))[:, None].numpy()

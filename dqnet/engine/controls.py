@@ -18,6 +18,7 @@ from dqnet.engine.bootstrap import bootstrap_mean
 from dqnet.engine.evaluate import Evaluation
 from dqnet.engine.evaluate_routings import Routed
 from dqnet.errors import UserError
+from dqnet.plan import LayerPlan
 
 #: a kind of routing and what tells it from the others of its kind: a seed, a width or a λ
 Key: TypeAlias = tuple[str | float, ...]
@@ -55,8 +56,15 @@ def control_routings(own: Evaluation, seeds: Iterable[int] = SEEDS) -> dict[Key,
         routings["random", seed] = drawn.T.byte()
     routings["fixed",] = own.histogram.argmax(1).byte().expand(count, -1)
     for index, width in enumerate(own.widths):
-        routings["single", width] = torch.full_like(chosen, index)
+        # A layer that lacks it runs at the nearest one that it has.
+        columns = [_nearest(layer, own.widths, index) for layer in own.routed]
+        routings["single", width] = torch.tensor(columns, dtype=torch.uint8).expand(count, -1)
     return routings
+
+
+def _nearest(layer: LayerPlan, widths: Sequence[int | str], index: int) -> int:
+    """The column of a layer's own candidate that is nearest to column ``index``."""
+    return min(map(widths.index, layer.widths), key=lambda own: abs(own - index))
 
 
 def compare(own: Evaluation, answers: Mapping[Key, Routed]) -> dict[str, Any]:

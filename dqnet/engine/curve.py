@@ -64,7 +64,7 @@ def curve_points(
     seeds: Sequence[int],
 ) -> list[dict[str, float]]:
     """The rows of ``curve.csv``, from the answers with the routings of :func:`curve_routings`."""
-    widths = torch.tensor(model.widths, dtype=torch.float64)
+    widths = torch.tensor([p.width for p in model.precisions], dtype=torch.float64)
     points = []
     for budget_lambda in lambdas:
         routed = answers["curve", budget_lambda]

@@ -13,9 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dqnet.cost import FULL_PRECISION_BITS, bit_flops, full_precision_bit_flops, mean_width
+from dqnet.costs import bit_flops
+from dqnet.costs.network import full_precision_cost
+from dqnet.costs.width import mean_width
 from dqnet.engine.files import write_atomically
-from dqnet.network import LayerInfo, QuantizedModel
+from dqnet.formats import FULL_PRECISION_BITS
+from dqnet.network import QuantizedModel
+from dqnet.plan import LayerPlan
 from dqnet.processes import gathered_parts
 
 
@@ -32,7 +36,8 @@ class Evaluation:
         mean_widths: float64 ``[N]``: mean width over the routed layers; ``None`` likewise.
         chosen: int64 ``[N, L]``: index of each routed layer's width.
         scores: float32 ``[N, L, K]``: the controller's, whatever the routing that was used.
-        widths: the candidate widths; empty for a float model.
+        widths: the K candidates as a user writes them, ``2`` or ``"w2a4"``; empty for a float
+            model.
         layers: the network's layers; empty for a float model.
     """
 
@@ -44,8 +49,8 @@ class Evaluation:
     mean_widths: Tensor | None
     chosen: Tensor
     scores: Tensor
-    widths: tuple[int, ...]
-    layers: tuple[LayerInfo, ...]
+    widths: tuple[int | str, ...]
+    layers: tuple[LayerPlan, ...]
 
     @property
     def predictions(self) -> Tensor:
@@ -68,8 +73,13 @@ class Evaluation:
         return (self.top_classes == self.labels[:, None]).any(1)
 
     @property
+    def routed(self) -> list[LayerPlan]:
+        """The L routed layers."""
+        return [layer for layer in self.layers if layer.role == "routed"]
+
+    @property
     def routed_names(self) -> list[str]:
-        return [layer.name for layer in self.layers if layer.role == "routed"]
+        return [layer.name for layer in self.routed]
 
     @cached_property
     def histogram(self) -> Tensor:
@@ -83,7 +93,7 @@ class Evaluation:
         spread = None if cost is None else cost.std(correction=0).item()
         total = None
         if cost is not None:
-            total = cost.mean().item() + full_precision_bit_flops(self.layers)
+            total = cost.mean().item() + full_precision_cost(self.layers)
         return {
             "top1": percent(self.correct),
             "top5": percent(self.in_top5),
@@ -105,7 +115,6 @@ class Evaluation:
     def write_csv(self, path: Path) -> None:
         """One row per image; routed layers' widths stand under their module names."""
         head = ["index", "label", "prediction", "correct", "confidence", "bit_flops"]
-        widths = torch.tensor(self.widths or [0])[self.chosen]
         costs = [""] * len(self.labels) if self.cost is None else self.cost.tolist()
 
         def write(temporary: Path) -> None:
@@ -117,7 +126,7 @@ class Evaluation:
                     self.predictions.tolist(),
                     self.confidence.tolist(),
                     costs,
-                    widths.tolist(),
+                    ([self.widths[k] for k in row] for row in self.chosen.tolist()),
                     strict=True,
                 )
                 for i, (label, prediction, confidence, cost, row) in enumerate(columns):

@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 
 from dqnet.config import EvalConfig
+from dqnet.engine.budget import spend
 from dqnet.engine.cascade import Cascade, Reused, thresholds
 from dqnet.engine.evaluate import Evaluation, evaluate
 from dqnet.engine.evaluate_dynamic import calibrate, check_request, set_budget
@@ -86,9 +87,11 @@ def evaluate_cascade(config: EvalConfig, console: Console | None = None) -> dict
 def _measured(trained: Trained, bits: float | None) -> tuple[Evaluation, dict[str, Any]]:
     """One pass of all images, at a budget if there is one, and what ``cascade.json`` says of it."""
     model, device = trained.model, trained.device
-    model.budget_lambda = 0.0
+    spend(model, 0.0)
+    budget_lambda = 0.0
     if bits is not None:
-        set_budget(model, calibrate(model, trained.data.calibration, device), bits)
+        calibration = calibrate(model, trained.data.calibration, device)
+        budget_lambda = set_budget(model, calibration, bits)["budget_lambda"]
     evaluation = evaluate(model, trained.held_out, device.images, device.autocast)
     figures = ("top1", "loss", "bit_flops", "bit_flops_std", "bit_flops_total", "mean_width")
     return evaluation, {
@@ -98,6 +101,6 @@ def _measured(trained: Trained, bits: float | None) -> tuple[Evaluation, dict[st
         "widths": list(model.widths),
         "target_bits": trained.target_bits,
         "budget": bits,
-        "budget_lambda": model.budget_lambda,
+        "budget_lambda": budget_lambda,
         **{name: evaluation.figures[name] for name in figures},
     }

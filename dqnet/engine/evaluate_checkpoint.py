@@ -78,7 +78,7 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> d
     if config.curve or config.controls:
         lambdas = []
         if config.curve:
-            lambdas = curve_lambdas(calibration, target, model.budget_lambda)
+            lambdas = curve_lambdas(calibration, target, budget["budget_lambda"])
         points, results["controls"] = alternatives(
             model, evaluation, images, device, lambdas, config.controls, console
         )

@@ -11,9 +11,9 @@ from rich.progress import track
 from torch import nn
 
 from dqnet.config import EvalConfig
-from dqnet.cost import check_target
+from dqnet.costs.network import check_target
 from dqnet.data import Loader
-from dqnet.engine.budget import Calibration
+from dqnet.engine.budget import Calibration, spend
 from dqnet.engine.controls import SEEDS, Key, compare, control_routings, cost_at_top1
 from dqnet.engine.curve import curve_points, curve_routings
 from dqnet.engine.devices import Device
@@ -50,14 +50,15 @@ def calibrate(model: QuantizedModel, images: Loader, device: Device) -> Calibrat
 def set_budget(model: QuantizedModel, calibration: Calibration, bits: float) -> dict[str, Any]:
     """Makes the model spend ``bits`` on the mean image; returns what ``eval.json`` says of it."""
     budget = check_target(model, bits, "budget")
-    model.budget_lambda = calibration.lambda_for(budget)
+    budget_lambda = calibration.lambda_for(budget)
+    spend(model, budget_lambda)
     return {
         "budget": bits,
         "budget_bit_flops": budget,
-        "budget_lambda": model.budget_lambda,
+        "budget_lambda": budget_lambda,
         "budget_calibration": {
             "images": len(calibration.scores),
-            "bit_flops": calibration.bit_flops(model.budget_lambda),
+            "bit_flops": calibration.bit_flops(budget_lambda),
         },
     }
 

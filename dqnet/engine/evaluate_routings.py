@@ -87,7 +87,7 @@ def evaluate_routings(
         labels = labels.to(images.device)
         for some in unknown.nonzero()[:, 0].split(len(images)):
             which, widths = runs[some, 0].to(images.device), runs[some, 1:].to(images.device)
-            routing = F.one_hot(widths, len(model.widths)).to(images.dtype)
+            routing = F.one_hot(widths, len(model.precisions)).to(images.dtype)
             with autocast():
                 logits = model(images[which], routing=routing).logits.float()
             answers = labels[which]

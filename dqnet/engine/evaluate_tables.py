@@ -43,7 +43,8 @@ def print_controls(console: Console, controls: Mapping[str, Any]) -> None:
         table.add_row(f"{kind}, mean of {len(controls[kind])}", *_cells(controls[kind]))
     table.add_row("fixed, the most frequent", *_cells([controls["fixed"]]))
     for width, figures in controls["single"].items():
-        table.add_row(f"all at {width} bit", *_cells([figures]))
+        bits = " bit" if width.isdecimal() else ""
+        table.add_row(f"all at {width}{bits}", *_cells([figures]))
     console.print(table)
 
     gain, loss = controls["instance_gain"], controls["loss_gain"]

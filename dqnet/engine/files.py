@@ -75,8 +75,12 @@ def append_line(path: Path, line: str) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes ``content`` as indented JSON, atomically."""
-    text = json.dumps(content, indent=2) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text) and None)
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes ``text``, atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
 
 
 def read_json(path: Path) -> dict[str, Any]:

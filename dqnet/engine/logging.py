@@ -111,7 +111,10 @@ class WandbLogger:
         record = {key: value for key, value in metrics.items() if value is not None}
         histograms = {}
         if evaluation.widths:
-            edges = [width - 0.5 for width in (*evaluation.widths, evaluation.widths[-1] + 1)]
+            widths = evaluation.widths
+            if not all(isinstance(width, int) for width in widths):
+                widths = tuple(range(len(widths)))  # by their place
+            edges = [width - 0.5 for width in (*widths, widths[-1] + 1)]
             for name, counts in zip(
                 evaluation.routed_names, evaluation.histogram.tolist(), strict=True
             ):

@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dqnet.config import LossConfig
-from dqnet.cost import bit_flops, check_target, mean_width
+from dqnet.costs import bit_flops
+from dqnet.costs.network import check_target, default_target_bits
+from dqnet.costs.width import mean_width
 from dqnet.errors import UserError, unknown_name
 from dqnet.losses import bit_flops_penalty, distillation, mean_width_penalty, mutual_information
 from dqnet.network import QuantizedModel, ScoredOutput
@@ -44,8 +46,7 @@ class Objective:
         self.target: float | None = None
         if self.model is not None:
             bits = config.target_bits
-            middle = self.model.widths[len(self.model.widths) // 2]
-            self.target_bits = float(middle if bits is None else bits)
+            self.target_bits = float(default_target_bits(self.model) if bits is None else bits)
             self.target = check_target(self.model, self.target_bits)
 
     def __call__(self, output: ScoredOutput, labels: Tensor) -> Tensor:

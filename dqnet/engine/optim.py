@@ -12,8 +12,8 @@ from torch import nn
 
 from dqnet.config import OptimConfig
 from dqnet.errors import UserError, unknown_name
-from dqnet.network import added_by_conversion
 from dqnet.quantizers import Quantizer
+from dqnet.state_names import added_by_conversion
 
 SCHEDULES = ("constant", "cosine", "step", "multistep")
 

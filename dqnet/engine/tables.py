@@ -59,7 +59,7 @@ def _width_table(counts: dict[str, dict[str, int]]) -> Table:
     table.add_column("layer")
     widths = list(next(iter(counts.values())))
     for width in widths:
-        table.add_column(f"{width} bit", justify="right")
+        table.add_column(f"{width} bit" if str(width).isdecimal() else width, justify="right")
     table.add_column("")
     for name, row in counts.items():
         shares = [count / sum(row.values()) for count in row.values()]

@@ -6,7 +6,6 @@ which is seen to where files are written.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -18,8 +17,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from dqnet.calibration import calibrate
 from dqnet.config import ControllerConfig, TrainConfig
-from dqnet.cost import FULL_PRECISION_BITS, controller_cost
+from dqnet.costs.controller import controller_cost
 from dqnet.data import load_data, loaders
 from dqnet.engine.checkpoint import (
     check_same_data,
@@ -32,7 +32,7 @@ from dqnet.engine.checkpoint import (
 from dqnet.engine.devices import Device
 from dqnet.engine.divergence import CHECK_EVERY, NotFiniteError, check_finite, explain
 from dqnet.engine.evaluate import Evaluation, evaluate
-from dqnet.engine.files import read_json, remove, remove_unfinished, write_json
+from dqnet.engine.files import read_json, remove, remove_unfinished, write_json, write_text
 from dqnet.engine.history import LossHistory
 from dqnet.engine.interval import CheckpointInterval
 from dqnet.engine.learner import Learner
@@ -40,6 +40,7 @@ from dqnet.engine.logging import MetricsFile, WandbLogger, check_logger
 from dqnet.engine.stop import Stopped, stop_request
 from dqnet.engine.tables import print_damaged, print_summary
 from dqnet.errors import UserError
+from dqnet.formats import FULL_PRECISION_BITS
 from dqnet.network import QuantizedModel, ScoredOutput
 from dqnet.processes import from_main, is_main, largest
 from dqnet.trace import trace_model
@@ -82,6 +83,7 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
     data = loaders(
         splits, config.data, config.seed,
         device=device.torch_device, rank=device.rank, world_size=device.world_size,
+        observed_images=config.quant.calibration.images,
     )  # fmt: skip
     path, state = found or (None, None)
     if state is not None:
@@ -126,6 +128,7 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
             "image_shape": list(splits.image_shape),
             "images": data.images,
             "wandb_id": None if logger is None else logger.run_id,
+            "plan": model.plan.to_json() if isinstance(model, QuantizedModel) else None,
         }
         save_checkpoint(path, content, previous)
 
@@ -144,10 +147,13 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
             save_last()
 
     evaluation: Evaluation | None = None
+    calibration = config.quant.calibration
+    starting = done == 0 and not len(history)
+    if isinstance(model, QuantizedModel) and starting:
+        write_text(folder / "plan.json", model.plan.dumps())
+        if epochs == 0 or calibration.before_training:
+            calibrate(model, (device.images(images) for images, _ in data.observed))
     if epochs == 0:  # the model is measured as it is
-        # Quantizers that set themselves from data do so from training data.
-        data.train.set_epoch(0)
-        evaluate(model, itertools.islice(data.train, 1), device.images, device.autocast)
         if learner.ema is not None:
             learner.ema.set(model)
         best = {"epoch": None, "rank": None}
@@ -362,6 +368,10 @@ def check_trainer(config: TrainConfig) -> None:
         raise UserError(f"trainer.ema {ema} must be in (0, 1), or null for none")
     if not 0 <= config.seed < 2**63:
         raise UserError(f"seed {config.seed} must be from 0 to 2**63 - 1")
+    if config.quant.calibration.images < 1:
+        raise UserError(
+            f"quant.calibration.images {config.quant.calibration.images} must be at least 1"
+        )
     check_logger(config.logger)
 
 

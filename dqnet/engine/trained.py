@@ -19,6 +19,7 @@ from dqnet.engine.objective import Objective
 from dqnet.engine.tables import print_damaged
 from dqnet.engine.weights import load_own_weights
 from dqnet.errors import UserError, unknown_name
+from dqnet.plan import Plan, PlanMismatchError
 from dqnet.processes import launched
 
 PARTS = ("test", "val")
@@ -108,7 +109,11 @@ def load_trained(checkpoint: str | None, config: EvalConfig, console: Console) -
         raise UserError("the run kept no validation part (data.val_fraction=0): use split=test")
 
     shape, classes = splits.image_shape, splits.num_classes
-    model = build_model(run.model, run.quant, classes, shape, load_weights=False)
+    plan = None if content.get("plan") is None else Plan.from_json(content["plan"])
+    try:
+        model = build_model(run.model, run.quant, classes, shape, load_weights=False, plan=plan)
+    except PlanMismatchError as error:
+        raise UserError(f"{path} is a checkpoint of another model: {error.difference}") from error
     load_own_weights(model, content, path)
     model = device.place(model)
     objective = Objective(model, run.loss)

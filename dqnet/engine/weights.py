@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dqnet.errors import UserError
-from dqnet.network import BACKBONE_PREFIX, added_by_conversion
+from dqnet.state_names import BACKBONE_PREFIX, added_by_conversion, rename_old_names
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -55,6 +55,7 @@ def float_state_dict(content: dict[str, Any]) -> dict[str, Tensor]:
         if isinstance(state, dict) and state:
             break
     state = {str(key).removeprefix("module."): value for key, value in state.items()}
+    rename_old_names(state)
     if any(key.startswith(BACKBONE_PREFIX) for key in state):
         state = {
             key.removeprefix(BACKBONE_PREFIX): value
@@ -85,6 +86,7 @@ def load_own_weights(model: nn.Module, content: dict[str, Any], path: str | Path
     state = content["ema"] or content["model"]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{path} has no weights where they should be ('model')")
+    rename_old_names(state)
     _check_fits(model, state, path)
     model.load_state_dict(state, strict=False)
 

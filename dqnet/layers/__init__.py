@@ -2,5 +2,6 @@
 
 from dqnet.layers.conv import QuantConv2d
 from dqnet.layers.linear import QuantLinear
+from dqnet.layers.quant_layer import QuantLayer
 
-__all__ = ["QuantConv2d", "QuantLinear"]
+__all__ = ["QuantConv2d", "QuantLayer", "QuantLinear"]

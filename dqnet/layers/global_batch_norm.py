@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dqnet.processes import gathered
-from dqnet.quantizers.precision import widened
+from dqnet.quantizers.half import widened
 
 
 class CpuSyncBatchNorm(_BatchNorm):

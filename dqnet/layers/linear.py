@@ -1,69 +1,83 @@
-"""A fully connected layer with a quantized weight and a quantized input, at one width."""
+"""A fully connected layer that keeps one full-precision weight and runs at any of K precisions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dqnet.errors import UserError
-from dqnet.quantizers import Quantizer, build_quantizer
+from dqnet.formats import Precision
+from dqnet.layers.geometry import LinearGeometry
+from dqnet.layers.quant_layer import Quantization, QuantLayer
+from dqnet.quantizers import Method, Options
 
 
-class QuantLinear(nn.Linear):
-    """``nn.Linear``, static: one width for every image.
+class QuantLinear(QuantLayer, nn.Linear):
+    """``nn.Linear`` with a quantized weight and a quantized input: a convolution of size 1.
 
     Args:
-        widths: one bit-width, from 1 to 16, as a sequence.
-        quantizer, signed, options: as for :class:`dqnet.layers.QuantConv2d`.
+        widths, quantizer, signed, options, width_affine: as for
+            :class:`dqnet.layers.QuantConv2d`.
         args, kwargs: those of ``nn.Linear``.
     """
+
+    geometry = LinearGeometry()
 
     def __init__(
         self,
         *args: Any,
-        widths: Sequence[int],
-        quantizer: str | type[Quantizer] = "dorefa",
+        widths: Sequence[int | str | Precision],
+        quantizer: Method = "dorefa",
         signed: bool = False,
-        options: dict[str, Any] | None = None,
+        options: Options = None,
+        width_affine: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.quantizer = build_quantizer(quantizer, widths, signed, options)
-        if len(self.widths) != 1:
-            raise UserError(f"QuantLinear is static: one width, not {self.widths}")
-        self.to(self.weight)  # device= and dtype= are of all parameters
+        how = Quantization(quantizer, options, width_affine)
+        self._set_up(widths, how, signed, self.out_features)
 
     @classmethod
     def from_float(
         cls,
         linear: nn.Linear,
-        widths: Sequence[int],
-        quantizer: str | type[Quantizer] = "dorefa",
+        widths: Sequence[int | str | Precision],
+        quantizer: Method = "dorefa",
         signed: bool = False,
-        options: dict[str, Any] | None = None,
+        options: Options = None,
+        width_affine: bool = False,
     ) -> QuantLinear:
         """A quantized layer that shares the parameters of ``linear``."""
-        layer = cls(
-            linear.in_features,
-            linear.out_features,
-            bias=linear.bias is not None,
-            widths=widths,
-            quantizer=quantizer,
-            signed=signed,
-            options=options,
-        ).to(linear.weight)
+        with torch.device("meta"):  # its own weight is replaced at once
+            layer = cls(
+                linear.in_features, linear.out_features, bias=linear.bias is not None, widths=(1,)
+            )
         layer.weight, layer.bias = linear.weight, linear.bias
+        how = Quantization(quantizer, options, width_affine)
+        layer._set_up(widths, how, signed, layer.out_features)
         return layer.train(linear.training)
 
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return self.quantizer.widths
+    def forward(self, input: Tensor, choice: Tensor | None = None) -> Tensor:  # noqa: A002
+        """``[N, ..., in_features]`` to ``[N, ..., out_features]``, every image at its precision.
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as nn.Linear names it
-        """``[N, ..., in_features]`` to ``[N, ..., out_features]``."""
-        self.quantizer.prepare(self.weight, input)
-        (weight,) = self.quantizer.quantize_weight(self.weight)
-        return F.linear(self.quantizer.quantize_input(input, self.widths[0]), weight, self.bias)
+        Args:
+            input: the name is that of ``nn.Linear``.
+            choice: one-hot ``[N, K]``, as for :class:`dqnet.layers.QuantConv2d`.
+
+        Raises:
+            UserError: if there are several precisions and no one-hot choice of the right shape.
+        """
+        if self.calibrating:
+            self.observe(input)
+            return F.linear(input, self.weight, self.bias)
+        if len(self.precisions) > 1:
+            if input.dim() < 2:
+                raise UserError("a routed QuantLinear takes [N, ..., C]: a batch of images")
+            return self._run(input, choice)
+        self.prepare(input)
+        (weight,) = self.quantized_weights()
+        return F.linear(self.quantized_input(input), weight, self.bias)

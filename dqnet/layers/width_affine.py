@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dqnet.quantizers.precision import widened
+from dqnet.quantizers.half import widened
 
 
 class WidthAffine(nn.Module):

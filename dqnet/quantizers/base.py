@@ -1,8 +1,9 @@
-"""What every number format offers to a layer, and the register of their names."""
+"""What every method of quantization offers to a layer, and the register of their names."""
 
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -10,146 +11,216 @@ import torch
 from torch import Tensor, nn
 
 from dqnet.errors import UserError
+from dqnet.formats import Format
+from dqnet.quantizers.codes import Codes
 
-MIN_WIDTH, MAX_WIDTH = 1, 16
-
-
-def check_widths(widths: Sequence[int]) -> tuple[int, ...]:
-    """Returns ``widths`` as a tuple if they are ascending bit-widths from 1 to 16.
-
-    Raises:
-        UserError: if they are empty, not integers, out of range, unsorted or repeated.
-    """
-    widths = getattr(widths, "tolist", lambda: widths)()  # of NumPy's arrays
-    if not isinstance(widths, Sequence) or isinstance(widths, str):
-        raise UserError(f"widths {widths!r} is not a list of bit-widths, e.g. (2, 3, 4)")
-    given = [getattr(width, "item", lambda width=width: width)() for width in widths]
-    if not given:
-        raise UserError("widths is empty; give at least one bit-width, e.g. (2, 3, 4)")
-    for width in given:
-        if isinstance(width, bool) or not isinstance(width, int):
-            raise UserError(f"width {width!r} is not an integer; widths are bits, e.g. (2, 3, 4)")
-        if width == 32:
-            raise UserError(
-                "width 32 is full precision, which is the unconverted model (quant=none); "
-                f"widths go from {MIN_WIDTH} to {MAX_WIDTH}"
-            )
-        if not MIN_WIDTH <= width <= MAX_WIDTH:
-            raise UserError(f"width {width} is out of range; valid: {MIN_WIDTH} to {MAX_WIDTH}")
-    if given != sorted(set(given)):
-        right = tuple(sorted(set(given)))
-        raise UserError(
-            f"widths {tuple(given)} must be ascending and without repeats, e.g. {right}"
-        )
-    return tuple(given)
+#: what a quantizer may be of
+TENSORS = ("weight", "input")
 
 
 class Quantizer(nn.Module):
-    """The number format of one layer: of its weight and of its input, at each of K widths.
+    """Quantizes one tensor, a layer's weight or its input, to each of several formats.
 
-    A subclass names itself in its class statement, ``class DoReFa(Quantizer, name="dorefa")``;
-    a file in this folder is found by that name with no further registration.
+    :meth:`forward` is all that a method must write. A subclass may name itself in its class
+    statement, ``class LSQ(Quantizer, name="lsq")``; a file in this folder is found by that name
+    with no further registration. A method whose two tensors differ is two classes,
+    ``name="dorefa", of="weight"`` and ``name="dorefa", of="input"``; one that says nothing about
+    weights names the method that goes with it, ``weights="dorefa"``.
 
     Args:
-        widths: ascending bit-widths, each from 1 to 16.
-        signed: whether the layer's input can be negative.
+        formats: F different formats; an index k into them is what :meth:`forward` takes.
+        signed: whether the tensor can be negative; ``None``: unknown, taken as not.
+        channels: how many output channels a weight has, for a format per channel; ``None``: one
+            for the whole tensor.
+        options: the method's own.
+
+    Attributes:
+        signed: as given, or as :meth:`finish` found it.
     """
 
-    registry: ClassVar[dict[str, type[Quantizer]]] = {}
+    #: method → "weight" and "input" → the class
+    registry: ClassVar[dict[str, dict[str, type[Quantizer]]]] = {}
+    #: the method whose weights go with these inputs; ``None``: its own
+    weights: ClassVar[str | None] = None
     #: names of parameters that are regularised by a weight decay of their own
     decayed: ClassVar[tuple[str, ...]] = ()
 
-    def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
+    def __init_subclass__(
+        cls,
+        name: str | None = None,
+        of: str | None = None,
+        weights: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init_subclass__(**kwargs)
+        if weights is not None:
+            cls.weights = weights
         if name is not None:
-            Quantizer.registry[name] = cls
+            classes = Quantizer.registry.setdefault(name, {})
+            classes.update(dict.fromkeys(TENSORS if of is None else (of,), cls))
 
-    def __init__(self, widths: Sequence[int], signed: bool = False) -> None:
+    def __init__(
+        self,
+        formats: Sequence[Format],
+        *,
+        signed: bool | None = None,
+        channels: int | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__()
-        self.widths = check_widths(widths)
-        # A buffer, so that a checkpoint says which form it was trained in; and a plain value beside
-        # it, to spare a device read per pass.
-        self.register_buffer("signed_form", torch.tensor(bool(signed)))
+        if options:  # what a subclass did not take
+            raise TypeError(f"unexpected option {next(iter(options))!r}")
+        self.formats = tuple(formats)
+        self.channels = channels
+        # Buffers, so that a checkpoint says which form it was trained in; of floating point,
+        # because moving averages are taken of buffers, too. The plain values beside them spare a
+        # device read per pass.
+        self.register_buffer("signed_form", torch.tensor(float(bool(signed))))
         self.signed = bool(signed)
+        self._ready = not self.needs_data
+        if self.needs_data:
+            self.register_buffer("initialized", torch.tensor(0.0))
+        self._copies: weakref.WeakSet[Quantizer] = weakref.WeakSet()
 
-    def prepare(self, weight: Tensor, x: Tensor) -> None:
-        """Sets what depends on data, once, before the first forward pass. Nothing by default.
+    def forward(self, x: Tensor, k: int) -> Tensor:
+        """The tensor in format k.
 
         Args:
-            weight: the layer's weight.
-            x: the layer's first input, ``[N, ...]``, the whole batch whatever its routing.
+            x: the weight, or a batch of inputs ``[N, ...]``.
+            k: index into ``formats``.
+
+        Returns:
+            A tensor of the shape of ``x``, differentiable in it and in the parameters.
+        """
+        raise NotImplementedError
+
+    def encode(self, x: Tensor, k: int) -> Codes:
+        """The tensor in format k, as integer codes.
+
+        Raises:
+            UserError: if the method has none.
+        """
+        raise UserError(f"{type(self).__name__} does not say what its integer codes are")
+
+    # What depends on data
+
+    def observe(self, x: Tensor) -> None:
+        """Sees a batch of inputs ``[N, ...]`` of all processes, or the weight; any number of times.
+
+        A quantizer that has parameters to set from data overrides this and :meth:`finish`.
         """
 
-    def quantize_weight(self, weight: Tensor) -> tuple[Tensor, ...]:
-        """The weight at every width: K tensors of its shape, differentiable."""
-        raise NotImplementedError
+    def finish(self) -> None:
+        """Sets parameters from what was observed, and forgets it."""
 
-    def quantize_input(self, x: Tensor, width: int) -> Tensor:
-        """The input at one of the widths: a tensor of the shape of ``x``, differentiable."""
-        raise NotImplementedError
+    @property
+    def needs_data(self) -> bool:
+        """Whether something has to be observed before the first forward pass."""
+        return type(self).observe is not Quantizer.observe
 
-    def codes_into(self, x: Tensor, width: int, out: Tensor) -> Tensor | float:
-        """Writes codes to ``out`` and returns their scale: together :meth:`quantize_input`.
+    @property
+    def ready(self) -> bool:
+        """Whether nothing is left to be set from data."""
+        # Once true it is not read from the device again. An average of flags is not 1.
+        self._ready = self._ready or bool(self.initialized > 0)
+        return self._ready
+
+    def prepare(self, x: Tensor) -> None:
+        """Sets itself from the first batch, or from the weight, unless it is ready.
+
+        This is what happens without a calibration. A batch without a finite value, or without
+        images, is passed over.
+        """
+        if not self.ready and x.isfinite().any():
+            self.observe(x.detach())
+            self.complete()
+
+    @torch.no_grad()
+    def complete(self) -> None:
+        """Calls :meth:`finish`, after which the quantizer is ready.
+
+        Copies that were made before, such as a moving average, start from the same values. They
+        stay their own: one that sees data of its own is set from those.
+        """
+        self.finish()
+        if self.needs_data:
+            self.initialized.fill_(1)
+            self._ready = True
+            own = self.state_dict()
+            for other in self._copies:
+                if not other.ready:
+                    for name, value in other.state_dict().items():
+                        value.copy_(own[name] if name != "initialized" else value)
+            self._copies.clear()
+
+    # Fast path
+
+    def all_formats(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The tensor in every format; a method that can share work between them overrides this."""
+        return tuple(self(x, k) for k in range(len(self.formats)))
+
+    def codes_into(self, x: Tensor, k: int, out: Tensor) -> Tensor | float:
+        """Writes codes to ``out`` and returns their scale: together :meth:`forward`.
 
         A convolution of codes with a weight that was multiplied by the scale has the same result,
-        and spares a pass over memory. A quantizer that is to be fast overrides this and
+        and spares a pass over memory. A method that is to be fast on inputs overrides this and
         :meth:`input_gradients`.
 
         Args:
             x: any shape.
-            width: one of the widths.
+            k: index into ``formats``.
             out: where the codes go, of the shape of ``x``; it may be ``x`` itself.
 
         Returns:
             A number or a scalar tensor, so that the quantized input is ``scale * out``.
         """
         with torch.no_grad():
-            out.copy_(self.quantize_input(x, width))
+            out.copy_(self(x, k))
         return 1.0
 
-    def input_gradients(self, grad: Tensor, x: Tensor, width: int, out: Tensor) -> list[Tensor]:
-        """The gradients that :meth:`quantize_input` passes on.
+    def input_gradients(self, grad: Tensor, x: Tensor, k: int, out: Tensor) -> list[Tensor]:
+        """The gradients that :meth:`forward` passes on.
 
         Args:
             grad: the gradient to its result, which may be overwritten.
             x: its input.
-            width: one of the widths.
+            k: index into ``formats``.
             out: where the gradient to ``x`` goes; it may be ``grad`` itself.
 
         Returns:
-            One gradient for each of :meth:`input_parameters`.
+            One gradient for each of ``parameters()``.
         """
-        parameters = self.input_parameters()
+        parameters = list(self.parameters())
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             wanted = [x, *(p for p in parameters if p.requires_grad)]
-            # A parameter of one width is not used at the others: its gradient is zero there.
-            grads = torch.autograd.grad(
-                self.quantize_input(x, width), wanted, grad, materialize_grads=True
-            )
+            # A parameter of one format is not used in the others: its gradient is zero there.
+            grads = torch.autograd.grad(self(x, k), wanted, grad, materialize_grads=True)
         out.copy_(grads[0])
         rest = iter(grads[1:])
         return [next(rest) if p.requires_grad else torch.zeros_like(p) for p in parameters]
 
-    def input_parameters(self) -> list[nn.Parameter]:
-        """The parameters that :meth:`quantize_input` depends on."""
-        return []
-
-    def with_input_parameters(self, parameters: Sequence[Tensor]) -> Quantizer:
-        """Itself, or if these are not its :meth:`input_parameters` a copy that has them instead.
-
-        In the backward pass they may be others than in the forward pass, under
-        ``torch.func.functional_call`` for one.
-        """
-        own = self.input_parameters()
-        if all(a is b for a, b in zip(own, parameters, strict=True)):
-            return self
-        tensors = {id(t): t for t in (*self.parameters(), *self.buffers())}  # are not copied
-        return copy.deepcopy(self, tensors | dict(zip(map(id, own), parameters, strict=True)))
+    # State
 
     def extra_repr(self) -> str:
-        return f"widths={self.widths}, signed={self.signed}"
+        return f"formats=({', '.join(map(str, self.formats))}), signed={self.signed}"
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self.signed = bool(self.signed_form)
+        self.signed = bool(self.signed_form > 0.5)
+        self._ready = not self.needs_data
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_copies": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._copies = weakref.WeakSet()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Quantizer:
+        other = self.__class__.__new__(self.__class__)
+        memo[id(self)] = other
+        other.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        if not self._ready:
+            self._copies.add(other)
+        return other

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from dqnet.quantizers.base import Quantizer
-from dqnet.quantizers.precision import widened
+from dqnet.quantizers.codes import Codes, evenly_spaced
+from dqnet.quantizers.half import widened
 
 
 class _SignTimesMean(torch.autograd.Function):
@@ -122,7 +123,9 @@ def dorefa_weight(weight: Tensor, width: int) -> Tensor:
     Returns:
         A tensor of the same shape and type: ``2**width`` values in [-1, 1], at one bit ±mean|w|.
     """
-    return DoReFaWeights((width,)).quantize_weight(weight)[0]
+    wide = widened(weight)
+    quantized = _SignTimesMean.apply(wide) if width == 1 else _RoundScaled.apply(wide, (width,))[0]
+    return quantized.to(weight.dtype)
 
 
 def dorefa_activation(x: Tensor, width: int, signed: bool = False) -> Tensor:
@@ -133,27 +136,45 @@ def dorefa_activation(x: Tensor, width: int, signed: bool = False) -> Tensor:
     return _ClipAndRound.apply(widened(x), 2**width - 1, signed).to(x.dtype)
 
 
-class DoReFaWeights(Quantizer):
-    """DoReFa's weights, which other methods use with activations of their own."""
+class DoReFaWeight(Quantizer, name="dorefa", of="weight"):
+    """DoReFa's weights; it has no parameters."""
 
-    def quantize_weight(self, weight: Tensor) -> tuple[Tensor, ...]:
-        wide, quantized = widened(weight), ()
-        if self.widths[-1] > 1:
-            quantized = _RoundScaled.apply(wide, tuple(w for w in self.widths if w > 1))
-        if self.widths[0] == 1:
-            quantized = (_SignTimesMean.apply(wide), *quantized)
-        return tuple(q.to(weight.dtype) for q in quantized)
+    def forward(self, x: Tensor, k: int) -> Tensor:
+        return dorefa_weight(x, self.formats[k].bits)
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, k: int) -> Codes:
+        levels = 2 ** self.formats[k].bits - 1
+        quantized = widened(self(x, k))
+        top = widened(x).abs().mean() if levels == 1 else torch.ones_like(quantized.flatten()[0])
+        return evenly_spaced(quantized, -top, 2 * top / levels, levels)
+
+    def all_formats(self, x: Tensor) -> tuple[Tensor, ...]:
+        wide, widths = widened(x), tuple(f.bits for f in self.formats)
+        several = tuple(width for width in widths if width > 1)
+        rounded = _RoundScaled.apply(wide, several) if several else ()
+        quantized = dict(zip(several, rounded, strict=True))
+        if 1 in widths:
+            quantized[1] = _SignTimesMean.apply(wide)
+        return tuple(quantized[width].to(x.dtype) for width in widths)
 
 
-class DoReFa(DoReFaWeights, name="dorefa"):
-    """DoReFa's weights and activations; it has no parameters."""
+class DoReFaInput(Quantizer, name="dorefa", of="input"):
+    """DoReFa's activations; it has no parameters."""
 
-    def quantize_input(self, x: Tensor, width: int) -> Tensor:
-        return dorefa_activation(x, width, self.signed)
+    def forward(self, x: Tensor, k: int) -> Tensor:
+        return dorefa_activation(x, self.formats[k].bits, self.signed)
 
-    def codes_into(self, x: Tensor, width: int, out: Tensor) -> float:
-        return _codes_into(x, 2**width - 1, self.signed, out)
+    @torch.no_grad()
+    def encode(self, x: Tensor, k: int) -> Codes:
+        levels = 2 ** self.formats[k].bits - 1
+        low = -1.0 if self.signed else 0.0
+        one = torch.ones((), device=x.device)
+        return evenly_spaced(widened(self(x, k)), low * one, (1 - low) / levels * one, levels)
 
-    def input_gradients(self, grad: Tensor, x: Tensor, width: int, out: Tensor) -> list[Tensor]:
+    def codes_into(self, x: Tensor, k: int, out: Tensor) -> float:
+        return _codes_into(x, 2 ** self.formats[k].bits - 1, self.signed, out)
+
+    def input_gradients(self, grad: Tensor, x: Tensor, k: int, out: Tensor) -> list[Tensor]:
         _clip_gradient(grad, x, self.signed, out)
         return []

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dqnet.processes import mean_over_processes
+from dqnet.formats import Format
 from dqnet.quantizers.base import Quantizer
-from dqnet.quantizers.precision import widened
+from dqnet.quantizers.codes import Codes, evenly_spaced
+from dqnet.quantizers.half import widened
 
 #: A step is a scale and has to stay above zero, wherever the optimizer takes it.
 SMALLEST_STEP = 1e-8
@@ -85,73 +86,95 @@ def lsq(
     return _LearnedStep.apply(widened(v), widened(step), width, signed, grad_scale).to(v.dtype)
 
 
-def initial_step(v: Tensor, width: int, signed: bool) -> Tensor:
+def initial_step(mean: Tensor, width: int, signed: bool) -> Tensor:
     """2 · mean|v| / √Q_P, a scalar; 1 for an all-zero tensor, which any step represents.
 
-    The mean is over the finite elements: one NaN would make every later output NaN.
+    Args:
+        mean: mean|v|, a scalar tensor.
+        width: bits, 1 to 16.
+        signed: whether v can be negative.
     """
-    magnitude = widened(v.detach()).abs()
-    finite = magnitude.isfinite()
-    if not finite.all():
-        magnitude = magnitude[finite]
-    step = 2 * magnitude.mean() / math.sqrt(lsq_range(width, signed)[1])
-    step = torch.where(step > SMALLEST_STEP, step, torch.ones_like(step))
-    return step.clamp_max(torch.finfo(v.dtype).max)
+    step = 2 * mean / math.sqrt(lsq_range(width, signed)[1])
+    return torch.where(step > SMALLEST_STEP, step, torch.ones_like(step))
 
 
-class LSQ(Quantizer, name="lsq"):
-    """A learned step per layer and per width, for weights and for activations.
+class LSQ(Quantizer):
+    """A learned step for each format, initialised from mean|v| of what was observed."""
 
-    The steps are initialised on the first forward pass: from the weight, and from the first batch
-    for activations (the whole batch of all processes, whatever widths its images chose).
-    """
+    def __init__(
+        self,
+        formats: Sequence[Format],
+        *,
+        signed: bool | None = None,
+        channels: int | None = None,
+    ) -> None:
+        super().__init__(formats, signed=signed, channels=channels)
+        self.step = nn.Parameter(torch.ones(len(self.formats)))
+        self._mean: Tensor | None = None  # of the finite magnitudes seen so far
+        self._count = 0
 
-    def __init__(self, widths: Sequence[int], signed: bool = False) -> None:
-        super().__init__(widths, signed)
-        self.weight_step = nn.Parameter(torch.ones(len(self.widths)))
-        self.input_step = nn.Parameter(torch.ones(len(self.widths)))
-        self.register_buffer("initialized", torch.tensor(False))
-        self._prepared = False  # the buffer's value, kept here to spare a device read per pass
+    def features(self, x: Tensor) -> int:
+        """N of section 2.2, which the gradient to the step is divided by the root of."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, k: int) -> Tensor:
+        width = self.formats[k].bits
+        scale = 1 / math.sqrt(self.features(x) * lsq_range(width, self.signed)[1])
+        return lsq(x, self.step[k], width, self.signed, scale)
 
     @torch.no_grad()
-    def prepare(self, weight: Tensor, x: Tensor) -> None:
-        if self._prepared or not x.isfinite().any():  # nothing to measure, an empty batch too
+    def observe(self, x: Tensor) -> None:
+        magnitude = widened(x).abs()
+        finite = magnitude.isfinite()
+        if not finite.all():  # one NaN would make every later output NaN
+            magnitude = magnitude[finite]
+        if not magnitude.numel():
             return
-        if not self.initialized:
-            for i, width in enumerate(self.widths):
-                self.weight_step[i] = initial_step(weight, width, signed=True)
-                self.input_step[i] = initial_step(x, width, self.signed)
-            # Each process saw its part of the first batch.
-            self.input_step.copy_(mean_over_processes(self.input_step))
-            self.initialized.fill_(True)
-        self._prepared = True
-
-    def quantize_weight(self, weight: Tensor) -> tuple[Tensor, ...]:
-        return tuple(
-            lsq(weight, self.weight_step[i], width, True, self._scale(weight.numel(), width, True))
-            for i, width in enumerate(self.widths)
-        )
-
-    def quantize_input(self, x: Tensor, width: int) -> Tensor:
-        # N_F counts the features of one image, so that the scale does not depend on how many
-        # images of the batch chose this width.
-        scale = self._scale(x[0].numel() if len(x) else 1, width, self.signed)
-        return lsq(x, self.input_step[self.widths.index(width)], width, self.signed, scale)
+        mean = magnitude.mean().clamp_max(torch.finfo(x.dtype).max)
+        self._count += magnitude.numel()
+        if self._mean is None:
+            self._mean = mean
+        else:
+            self._mean = self._mean + (mean - self._mean) * (magnitude.numel() / self._count)
 
     @torch.no_grad()
-    def codes_into(self, x: Tensor, width: int, out: Tensor) -> Tensor:
-        step = widened(self.input_step[self.widths.index(width)]).clamp_min(SMALLEST_STEP)
+    def finish(self) -> None:
+        if self._mean is not None:
+            for k, own in enumerate(self.formats):
+                step = initial_step(self._mean, own.bits, self.signed)
+                self.step[k] = step.clamp_max(torch.finfo(self.step.dtype).max)
+        self._mean, self._count = None, 0
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, k: int) -> Codes:
+        width, step = self.formats[k].bits, widened(self.step[k]).clamp_min(SMALLEST_STEP)
+        low, high = lsq_range(width, self.signed)
+        if width == 1 and self.signed:  # −step and step are the codes 0 and 1
+            return evenly_spaced(widened(self(x, k)), -step, 2 * step, 1)
+        codes = _codes_(widened(x) / step, low, high, False)
+        return Codes(codes.to(torch.int32), step, torch.zeros_like(step))
+
+    @torch.no_grad()
+    def codes_into(self, x: Tensor, k: int, out: Tensor) -> Tensor:
+        step = widened(self.step[k]).clamp_min(SMALLEST_STEP)
+        width = self.formats[k].bits
         binary = width == 1 and self.signed
         _codes_(torch.div(x, step, out=out), *lsq_range(width, self.signed), binary)
         return step
 
-    def input_parameters(self) -> list[nn.Parameter]:
-        return [self.input_step]
 
-    @staticmethod
-    def _scale(count: int, width: int, signed: bool) -> float:
-        return 1 / math.sqrt(count * lsq_range(width, signed)[1])
+class LSQWeight(LSQ, name="lsq", of="weight"):
+    """LSQ's weights, N being how many there are."""
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._prepared = False
+    def features(self, x: Tensor) -> int:
+        return x.numel()
+
+
+class LSQInput(LSQ, name="lsq", of="input"):
+    """LSQ's activations, N being the features of one image.
+
+    So the scale does not depend on how many images of the batch chose this precision.
+    """
+
+    def features(self, x: Tensor) -> int:
+        return x[0].numel() if len(x) else 1

@@ -1,7 +1,7 @@
 """PACT: Parameterized Clipping Activation for Quantized Neural Networks.
 
 Choi et al., 2018, https://arxiv.org/abs/1805.06085. Activations: eqs. 1 and 2; the gradient to the
-clipping value α: eq. 3. Weights are DoReFa's, as in the paper's experiments.
+clipping value α: eq. 3. Its weights are DoReFa's, as in the paper's experiments.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from dqnet.errors import UserError
-from dqnet.quantizers.dorefa import DoReFaWeights
-from dqnet.quantizers.precision import widened
+from dqnet.formats import Format
+from dqnet.quantizers.base import Quantizer
+from dqnet.quantizers.codes import Codes, evenly_spaced
+from dqnet.quantizers.half import widened
 
 #: α is a scale and has to stay above zero, wherever the optimizer takes it.
 SMALLEST_ALPHA = 1e-4
@@ -70,12 +72,11 @@ def pact_activation(x: Tensor, alpha: Tensor, width: int, signed: bool = False) 
     return _ClipAtAlpha.apply(widened(x), widened(alpha), levels, signed).to(x.dtype)
 
 
-class PACT(DoReFaWeights, name="pact"):
-    """DoReFa's weights, and activations clipped at a learned α, one per layer.
+class PACT(Quantizer, name="pact", of="input", weights="dorefa"):
+    """Activations clipped at a learned α, one per layer; the paper's weights are DoReFa's.
 
     Args:
-        widths: ascending bit-widths, each from 1 to 16.
-        signed: whether the layer's input can be negative.
+        formats, signed, channels: as of any quantizer.
         alpha_init: α before training, above 0. The paper starts high and lets the regularisation
             of α (``quant.parameter_decay``) bring it down.
     """
@@ -83,19 +84,29 @@ class PACT(DoReFaWeights, name="pact"):
     decayed = ("alpha",)
 
     def __init__(
-        self, widths: Sequence[int], signed: bool = False, alpha_init: float = 8.0
+        self,
+        formats: Sequence[Format],
+        *,
+        signed: bool | None = None,
+        channels: int | None = None,
+        alpha_init: float = 8.0,
     ) -> None:
-        super().__init__(widths, signed)
+        super().__init__(formats, signed=signed, channels=channels)
         if not 0 < alpha_init < math.inf:
             raise UserError(f"alpha_init {alpha_init} must be above 0 and finite")
         self.alpha = nn.Parameter(torch.tensor(float(alpha_init)))
 
-    def quantize_input(self, x: Tensor, width: int) -> Tensor:
-        return pact_activation(x, self.alpha, width, self.signed)
+    def forward(self, x: Tensor, k: int) -> Tensor:
+        return pact_activation(x, self.alpha, self.formats[k].bits, self.signed)
 
     @torch.no_grad()
-    def codes_into(self, x: Tensor, width: int, out: Tensor) -> Tensor:
-        return _codes_into(x, widened(self.alpha), 2**width - 1, self.signed, out)
+    def encode(self, x: Tensor, k: int) -> Codes:
+        levels = 2 ** self.formats[k].bits - 1
+        top = widened(self.alpha).clamp_min(SMALLEST_ALPHA)
+        low = -top if self.signed else torch.zeros_like(top)
+        return evenly_spaced(widened(self(x, k)), low, (top - low) / levels, levels)
 
-    def input_parameters(self) -> list[nn.Parameter]:
-        return [self.alpha]
+    @torch.no_grad()
+    def codes_into(self, x: Tensor, k: int, out: Tensor) -> Tensor:
+        levels = 2 ** self.formats[k].bits - 1
+        return _codes_into(x, widened(self.alpha), levels, self.signed, out)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from tiny import ROUTED
 
-from dqnet.cost import reachable_bits
+from dqnet.costs import relative_costs
+from dqnet.costs.network import reachable_bits
 from dqnet.data import ImageArray
 from dqnet.engine import evaluate_checkpoint as evaluation
 from dqnet.engine import trained as trained_module
@@ -72,7 +73,7 @@ def test_the_network_runs_with_the_priced_choice(model, images, monkeypatch):
     routed, _ = costs(model)
     plain = model(images, with_scores=True)
     for budget_lambda in (-0.3, 1e-9, 0.2):
-        monkeypatch.setattr(model, "budget_lambda", budget_lambda)
+        monkeypatch.setattr(model, "prices", budget_lambda * relative_costs(model))
         output = model(images, with_scores=True)
         priced = plain.scores.double().numpy() - budget_lambda * routed / routed.mean()
         assert output.routing.argmax(-1).tolist() == priced.argmax(-1).tolist()
@@ -87,12 +88,12 @@ def test_the_network_runs_with_the_priced_choice(model, images, monkeypatch):
 def test_a_large_price_leaves_the_cheapest_a_large_reward_the_dearest(
     model, images, monkeypatch, budget_lambda, column
 ):
-    monkeypatch.setattr(model, "budget_lambda", budget_lambda)
+    monkeypatch.setattr(model, "prices", budget_lambda * relative_costs(model))
     assert (model(images).routing.argmax(-1) == column).all()
 
 
 def test_training_does_not_know_the_budget(model, images, monkeypatch):
-    monkeypatch.setattr(model, "budget_lambda", 1e6)
+    monkeypatch.setattr(model, "prices", 1e6 * relative_costs(model))
     model.train()
     torch.manual_seed(0)
     routing = model(images).routing

@@ -11,11 +11,13 @@ from rich.console import Console
 
 import dqnet
 from dqnet.config import CascadeConfig, EvalConfig, ReportConfig
+from dqnet.costs import cost_table
 from dqnet.engine.cascade import SHARES, Cascade, Reused, thresholds
 from dqnet.engine.evaluate import Evaluation
 from dqnet.engine.evaluate_cascade import evaluate_cascade
 from dqnet.errors import UserError
-from dqnet.network import LayerInfo
+from dqnet.formats import Precision
+from dqnet.plan import LayerPlan
 
 #: cheap and dear, apart enough that the second pass is worth something
 CHEAP = ("quant.widths=[2]", "trainer.epochs=2", "data.val_fraction=0.25")
@@ -54,7 +56,10 @@ def evaluation(seed, cost):
     logits = torch.randn(40, 3, generator=torch.Generator().manual_seed(seed)).double()
     labels = torch.arange(40) % 3
     best = logits.topk(3).indices
-    layers = (LayerInfo("stem", "full", (32,), 5), LayerInfo("conv", "static", (2,), 7))
+    layers = (
+        LayerPlan("stem", "full", macs=5),
+        LayerPlan("conv", "static", (Precision.parse(2),), 7),
+    )
     return Evaluation(
         labels=labels,
         top_classes=best,
@@ -189,7 +194,7 @@ def test_what_is_reused_is_the_same_in_both_passes():
         layer = model.backbone.get_submodule(name)
         layer.register_forward_hook(lambda _m, _i, out, name=name: seen[name].append(out))
     for chosen in (0, 1):
-        routing = torch.zeros(2, *model.routed_costs.shape)
+        routing = torch.zeros(2, *cost_table(model).shape)
         routing[..., chosen] = 1
         model(images, routing=routing)
     for name, outputs in seen.items():

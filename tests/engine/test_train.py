@@ -53,7 +53,7 @@ def uninterrupted(run):
 def test_files_hold_what_the_contract_promises(uninterrupted):
     result = uninterrupted("dorefa")
     names = {path.name for path in result.folder.iterdir()}
-    assert names == {"metrics.jsonl", "last.pt", "best.pt", "summary.json"}
+    assert names == {"metrics.jsonl", "last.pt", "best.pt", "summary.json", "plan.json"}
     assert result.summary.keys() >= SUMMARY_KEYS
     assert [m["epoch"] for m in result.metrics] == [0, 1, 2]
     assert all(m.keys() >= EPOCH_KEYS for m in result.metrics)

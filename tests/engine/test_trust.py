@@ -134,7 +134,11 @@ def test_the_environment_is_not_read(stranger, measure, monkeypatch):
     "section, changes, message",
     [
         ("quant", {"quantizer": "os.system"}, "unknown quantizer 'os.system'"),
-        ("quant", {"options": {"__class__": "os.system"}}, "unknown option of DoReFa '__class__'"),
+        (
+            "quant",
+            {"options": {"__class__": "os.system"}},
+            "unknown option of DoReFaWeight and DoReFaInput '__class__'",
+        ),
         ("quant", {"controller": {"_target_": "os.system"}}, "another version: .*_target_"),
         ("model", {"args": {"_target_": "os.system"}}, "model.args does not fit"),
         ("model", {"args": {"block": "os.system"}}, "model.args does not fit"),

@@ -53,7 +53,7 @@ def test_float_then_static_then_dynamic(run, config):
         return {
             key.removeprefix("backbone."): value
             for key, value in model.state_dict().items()
-            if ".quantizer." not in key and not key.startswith("controller.")
+            if "_quantizer." not in key and not key.startswith("controller.")
         }
 
     def best(result):
@@ -211,7 +211,10 @@ def test_images_that_the_model_cannot_take(config, name, quant):
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        ("+quant.options.foo=1", "unknown option of DoReFa .foo.*quant.options"),
+        (
+            "+quant.options.foo=1",
+            "unknown option of DoReFaWeight and DoReFaInput .foo.*quant.options",
+        ),
         ("quant=pact quant.options.alpha_init=abc", "quant.options .*abc.* do not fit PACT"),
         ("+model.args.num_classes=3", "model.args does not fit resnet8_cifar"),
         ("model.pretrained=true", "no pretrained weights for resnet8_cifar"),

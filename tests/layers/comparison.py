@@ -41,10 +41,16 @@ def quantized(
     if name == "lsq":
         codes = torch.tensor(widths, dtype=torch.float64)
         with torch.no_grad():
-            layer.quantizer.weight_step.copy_(2.3 / 2**codes)
-            layer.quantizer.input_step.copy_((4.1 if signed else 2.2) / 2**codes)
-            layer.quantizer.initialized.fill_(True)
+            layer.weight_quantizer.step.copy_(2.3 / 2**codes)
+            layer.input_quantizer.step.copy_((4.1 if signed else 2.2) / 2**codes)
+            layer.weight_quantizer.initialized.fill_(1)
+            layer.input_quantizer.initialized.fill_(1)
     return layer
+
+
+def quantizer_parameters(layer: QuantConv2d) -> dict[str, nn.Parameter]:
+    """By their names in the layer, such as ``input_quantizer.step``."""
+    return {name: p for name, p in layer.named_parameters() if "_quantizer." in name}
 
 
 def convolve_like(conv: nn.Conv2d):
@@ -64,7 +70,7 @@ def textbook_of(
     def leaf(t: Tensor) -> Tensor:
         return t.detach().double().clone().requires_grad_()
 
-    parameters = {key: leaf(p) for key, p in layer.quantizer.named_parameters()}
+    parameters = {key: leaf(p) for key, p in quantizer_parameters(layer).items()}
     leaves = {"x": leaf(x), "choice": leaf(choice), "weight": leaf(layer.weight)}
     if layer.bias is not None:
         leaves["bias"] = leaf(layer.bias)
@@ -75,7 +81,7 @@ def textbook_of(
         leaves.get("bias"),
         name,
         layer.widths,
-        layer.quantizer.signed,
+        layer.input_quantizer.signed,
         parameters,
         convolve_like(conv),
     )
@@ -83,7 +89,7 @@ def textbook_of(
 
 
 def layer_leaves(layer: QuantConv2d, x: Tensor, choice: Tensor | None) -> dict[str, Tensor]:
-    leaves = {"x": x, "weight": layer.weight, **dict(layer.quantizer.named_parameters())}
+    leaves = {"x": x, "weight": layer.weight, **quantizer_parameters(layer)}
     if choice is not None:
         leaves["choice"] = choice
     if layer.bias is not None:

@@ -12,8 +12,8 @@ from comparison import float_conv, one_hot, quantized, random_tensor, relative_e
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dqnet.layers import QuantConv2d
-from dqnet.layers.groups import Groups
-from dqnet.layers.routed_conv import routed_conv2d
+from dqnet.layers.routed import routed
+from dqnet.layers.width_groups import WidthGroups
 
 QUANTIZERS = ["dorefa", "pact", "lsq"]
 WIDTHS = (2, 3, 4, 8)
@@ -99,15 +99,11 @@ def saved_storages(run) -> dict[int, int]:
 @pytest.mark.parametrize("routing", ["every width", "one width"])
 def test_the_routed_convolution_keeps_its_input_k_weights_and_the_live_parameters(name, routing):
     layer, x, choice = case(name, ROUTINGS[routing])
-    weights = tuple(
-        w.detach().requires_grad_() for w in layer.quantizer.quantize_weight(layer.weight)
-    )
+    weights = tuple(w.detach().requires_grad_() for w in layer.quantized_weights())
     kept = saved_storages(
-        lambda: routed_conv2d(
-            x, choice, weights, layer.bias, Groups.of(choice), layer.geometry, layer.quantizer
-        )
+        lambda: routed(x, choice, weights, layer.bias, layer.pass_of(WidthGroups.of(choice)))
     )
-    parameters = layer.quantizer.input_parameters()  # not copies: they exist in any case
+    parameters = list(layer.input_quantizer.parameters())  # not copies: they exist in any case
     expected = {t.untyped_storage().data_ptr() for t in (x, *weights, *parameters)}
     assert set(kept) == expected
 
@@ -141,9 +137,9 @@ def test_a_static_layer_keeps_its_input_alone():
 def test_in_evaluation_a_weight_is_quantized_once_until_it_changes(monkeypatch):
     layer, x, choice = case("dorefa", ROUTINGS["every width"])
     layer.eval()
-    quantize, calls = layer.quantizer.quantize_weight, []
+    quantize, calls = layer.weight_quantizer.all_formats, []
     monkeypatch.setattr(
-        layer.quantizer, "quantize_weight", lambda w: (calls.append(1), quantize(w))[1]
+        layer.weight_quantizer, "all_formats", lambda w: (calls.append(1), quantize(w))[1]
     )
     with torch.no_grad():
         first = layer(x, choice)
@@ -163,7 +159,7 @@ def test_a_changed_step_of_lsq_is_seen_in_evaluation():
     layer.eval()
     with torch.no_grad():
         before = layer(x, choice)
-        layer.quantizer.weight_step.mul_(1.7)
+        layer.weight_quantizer.step.mul_(1.7)
         assert not torch.equal(layer(x, choice), before)
 
 
@@ -194,13 +190,13 @@ def by_another_type(p):
 @pytest.mark.parametrize(
     "change", [by_data, by_numpy, by_fused_step, by_another_storage, by_another_type]
 )
-@pytest.mark.parametrize("which", ["weight", "quantizer.weight_step", "affine.gain"])
+@pytest.mark.parametrize("which", ["weight", "weight_quantizer.step", "affine.gain"])
 def test_evaluation_sees_every_change_of_a_parameter(change, which):
     conv = float_conv(3, 4, 3, padding=1)
     layer = QuantConv2d.from_float(conv, WIDTHS, "lsq", width_affine=True).double().eval()
     x, choice = random_tensor(4, 3, 8, 8, seed=5), one_hot([3, 0, 1, 2], 4)
     with torch.no_grad():
-        layer.quantizer.weight_step.div_(7)
+        layer.weight_quantizer.step.div_(7)
         layer.affine.gain.mul_(0.9)
         before = layer(x, choice)
     change(layer.get_parameter(which))

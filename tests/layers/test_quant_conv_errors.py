@@ -73,6 +73,6 @@ def test_a_clipping_value_changed_before_the_backward_pass_is_noticed():
     choice = torch.eye(2)
     y = layer(torch.rand(2, 2, 5, 5), choice)
     with torch.no_grad():
-        layer.quantizer.alpha.mul_(0.5)
+        layer.input_quantizer.alpha.mul_(0.5)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()

@@ -8,27 +8,19 @@ import pytest
 import torch
 from comparison import float_conv, one_hot, quantized, random_tensor
 
-from dqnet.layers.groups import Groups
-from dqnet.layers.routed_conv import routed_conv2d
+from dqnet.layers.routed import routed
+from dqnet.layers.width_groups import WidthGroups
 
 WIDTHS = (2, 3, 4, 6)
 COLUMNS = [0, 3, 1, 1]
 
 
-def choice_gradient(alternatives=None, columns=COLUMNS, widths=WIDTHS):
+def choice_gradient(drawn_widths=None, columns=COLUMNS, widths=WIDTHS):
     layer = quantized(float_conv(2, 3, 3, padding=1), widths)
     x = random_tensor(len(columns), 2, 6, 6, seed=5)
     choice = one_hot(columns, len(widths)).requires_grad_()
-    y = routed_conv2d(
-        x,
-        choice,
-        layer.quantizer.quantize_weight(layer.weight),
-        None,
-        Groups.of(choice),
-        layer.geometry,
-        layer.quantizer,
-        alternatives,
-    )
+    own = layer.pass_of(WidthGroups.of(choice), drawn_widths)
+    y = routed(x, choice, layer.quantized_weights(), None, own)
     (y * random_tensor(*y.shape, seed=6)).sum().backward()
     return choice.grad
 
@@ -37,26 +29,26 @@ def test_the_mean_over_every_draw_is_the_exact_gradient():
     """All (K − 1)^N draws are equally likely, so their mean is the expectation itself."""
     others = [[k for k in range(len(WIDTHS)) if k != chosen] for chosen in COLUMNS]
     draws = list(itertools.product(*others))
-    total = sum(choice_gradient(Groups.of(one_hot(list(draw), len(WIDTHS)))) for draw in draws)
+    total = sum(choice_gradient(WidthGroups.of(one_hot(list(draw), len(WIDTHS)))) for draw in draws)
     torch.testing.assert_close(total / len(draws), choice_gradient(), rtol=1e-10, atol=1e-10)
 
 
 def test_the_chosen_widths_entry_is_exact_in_every_draw():
-    drawn = choice_gradient(Groups.of(one_hot([1, 0, 2, 3], len(WIDTHS))))
+    drawn = choice_gradient(WidthGroups.of(one_hot([1, 0, 2, 3], len(WIDTHS))))
     rows = torch.arange(len(COLUMNS))
     torch.testing.assert_close(drawn[rows, COLUMNS], choice_gradient()[rows, COLUMNS])
 
 
 def test_with_two_widths_there_is_nothing_to_draw():
     columns = [0, 1, 1]
-    drawn = choice_gradient(Groups.of(one_hot([1, 0, 0], 2)), columns, (2, 4))
+    drawn = choice_gradient(WidthGroups.of(one_hot([1, 0, 0], 2)), columns, (2, 4))
     torch.testing.assert_close(drawn, choice_gradient(None, columns, (2, 4)), rtol=1e-10, atol=0)
 
 
-def test_alternatives_are_uniform_over_the_widths_not_chosen():
+def test_drawn_widths_are_uniform_over_the_widths_not_chosen():
     torch.manual_seed(0)
     columns = [n % 3 for n in range(30000)]
-    (groups,) = Groups.of_alternatives(one_hot(columns, 3).unsqueeze(1))
+    (groups,) = WidthGroups.of_drawn_widths(one_hot(columns, 3).unsqueeze(1))
     drawn = torch.empty(len(columns), dtype=torch.long)
     for k, (start, end) in enumerate(groups.bounds):
         drawn[groups.order[start:end]] = k

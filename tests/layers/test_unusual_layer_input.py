@@ -125,7 +125,7 @@ def test_nan_in_the_first_batch_does_not_spoil_the_other_images():
     others = [0, 1, 3]
     assert y[2].isnan().any()
     assert y[others].isfinite().all()
-    assert layer.quantizer.input_step.isfinite().all()
+    assert layer.input_quantizer.step.isfinite().all()
 
 
 def test_nan_in_a_network_stays_with_its_image():
@@ -236,8 +236,8 @@ def test_an_output_beyond_float16_is_infinite_and_not_some_number():
     layer = quantized(float_conv(1, 2, 1, bias=False), (4,), "lsq").float()
     with torch.no_grad():
         layer.weight.fill_(1.0)
-        layer.quantizer.weight_step.fill_(1.0)
-        layer.quantizer.input_step.fill_(6e3)
+        layer.weight_quantizer.step.fill_(1.0)
+        layer.input_quantizer.step.fill_(6e3)
     x = torch.tensor([1e3, 3e4, 9e4]).view(3, 1, 1, 1)
     assert layer(x)[:, 0].flatten().tolist() == [0.0, 3e4, 9e4]
     y = layer.half()(x.half())

@@ -16,9 +16,9 @@ from textbook import quantize_input, quantize_weight
 from torch import Tensor, nn
 
 from dqnet.layers import QuantConv2d
-from dqnet.layers.groups import Groups
-from dqnet.layers.routed_conv import routed_conv2d
+from dqnet.layers.routed import routed
 from dqnet.layers.width_affine import WidthAffine
+from dqnet.layers.width_groups import WidthGroups
 
 WIDTHS = (1, 2, 4)
 
@@ -74,13 +74,11 @@ def test_sampled_choice_gradient_knows_the_offset_exactly() -> None:
     choice = one_hot([1], 3).requires_grad_()
     upstream = random_tensor(1, 3, 3, 3, seed=2)
     exact = torch.autograd.grad(layer(x, choice), choice, upstream)[0]
-    weights = layer.quantizer.quantize_weight(layer.weight)
+    weights = layer.quantized_weights()
     drawn = []
     for other in (0, 2):  # every draw there is, equally likely
-        y = routed_conv2d(
-            x, choice, weights, layer.affine.shift, Groups.of(choice), layer.geometry,
-            layer.quantizer, Groups.of(one_hot([other], 3)), layer.affine.gains(weights),
-        )  # fmt: skip
+        own = layer.pass_of(WidthGroups.of(choice), WidthGroups.of(one_hot([other], 3)))
+        y = routed(x, choice, weights, layer.affine.shift, own, layer.affine.gains(weights))
         drawn.append(torch.autograd.grad(y, choice, upstream)[0])
     assert relative_error(sum(drawn) / 2, exact) <= 1e-10
 
@@ -88,7 +86,7 @@ def test_sampled_choice_gradient_knows_the_offset_exactly() -> None:
 def test_weights_of_all_widths_have_one_norm_before_their_gain() -> None:
     torch.manual_seed(0)
     layer = QuantConv2d(8, 16, 3, bias=False, widths=WIDTHS, width_affine=True)
-    plain = layer.quantizer.quantize_weight(layer.weight)
+    plain = layer.quantized_weights()
     scaled = torch.stack(layer.affine.scale(plain)).detach()
     torch.testing.assert_close(scaled[-1], plain[-1].detach())
     norms = scaled.square().sum((1, 2, 3, 4)).sqrt()

@@ -84,7 +84,7 @@ def quantize_weight(
     weight: Tensor, name: str, widths: Sequence[int], k: int, parameters: Mapping[str, Tensor]
 ) -> Tensor:
     if name == "lsq":
-        return lsq(weight, parameters["weight_step"][k], widths[k], True, weight.numel())
+        return lsq(weight, parameters["weight_quantizer.step"][k], widths[k], True, weight.numel())
     return dorefa_weight(weight, widths[k])
 
 
@@ -98,9 +98,9 @@ def quantize_input(
 ) -> Tensor:
     if name == "lsq":
         features = math.prod(x.shape[1:])
-        return lsq(x, parameters["input_step"][k], widths[k], signed, features)
+        return lsq(x, parameters["input_quantizer.step"][k], widths[k], signed, features)
     if name == "pact":
-        return pact_input(x, parameters["alpha"], widths[k], signed)
+        return pact_input(x, parameters["input_quantizer.alpha"], widths[k], signed)
     return dorefa_input(x, widths[k], signed)
 
 

@@ -14,7 +14,13 @@ from formats import (
     spread_values,
 )
 
-from dqnet.quantizers import DoReFa, dorefa_activation, dorefa_weight
+from dqnet.formats import Format
+from dqnet.quantizers.dorefa import (
+    DoReFaInput,
+    DoReFaWeight,
+    dorefa_activation,
+    dorefa_weight,
+)
 
 
 def random_weight(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -135,10 +141,10 @@ def test_all_zero_weight_becomes_one_of_the_levels_next_to_zero(width):
     assert_levels(quantized.abs(), np.full(5, 1 / (2**width - 1)))
 
 
-@pytest.mark.parametrize("widths", [(1, 2, 3), (2, 5), (16,)])
+@pytest.mark.parametrize("widths", [(1, 2, 3), (2, 5), (16,), (3, 1, 2)])
 def test_weights_at_several_widths_are_those_at_each_width(widths):
     weight = random_weight(7, 3)
-    together = DoReFa(widths).quantize_weight(weight)
+    together = DoReFaWeight(map(Format, widths)).all_formats(weight)
     assert len(together) == len(widths)
     for width, quantized in zip(widths, together, strict=True):
         assert torch.equal(quantized, dorefa_weight(weight, width))
@@ -155,4 +161,5 @@ def test_inputs_are_left_as_they_were(signed):
 
 
 def test_it_has_no_parameters():
-    assert list(DoReFa((2, 3)).parameters()) == []
+    formats = Format(2), Format(3)
+    assert not [*DoReFaWeight(formats).parameters(), *DoReFaInput(formats).parameters()]

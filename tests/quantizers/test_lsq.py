@@ -11,7 +11,8 @@ import pytest
 import torch
 from formats import ALL_WIDTHS, assert_levels, lsq_levels, nearest, spread_values
 
-from dqnet.quantizers import LSQ, lsq
+from dqnet.formats import Format
+from dqnet.quantizers.lsq import LSQInput, LSQWeight, lsq
 
 STEP = 0.37
 
@@ -122,54 +123,81 @@ def test_step_gradient_is_the_scaled_sum_over_the_elements(width, signed):
     np.testing.assert_allclose(step.grad.numpy(), expected, rtol=1e-9)
 
 
+def formats(*widths: int) -> list[Format]:
+    return [Format(width) for width in widths]
+
+
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_gradient_scale_counts_weights_and_features_of_one_image(batch, signed):
     """g = 1/√(N·Q_P); N is the number of weights, or of features of one image."""
     widths = (1, 2, 5)
-    quantizer = LSQ(widths, signed).double()
+    of_weight = LSQWeight(formats(*widths), signed=True).double()
+    of_input = LSQInput(formats(*widths), signed=signed).double()
     weight, x = spread_values(2.0, 24).view(4, 6), spread_values(2.0, batch * 10).view(batch, 10)
     for i, width in enumerate(widths):
-        quantizer.zero_grad()
-        quantizer.quantize_weight(weight)[i].sum().backward()
+        of_weight.zero_grad()
+        of_input.zero_grad()
+        of_weight(weight, i).sum().backward()
         step = step_of(1.0)
         lsq(weight, step, width, signed=True).sum().backward()
         expected = step.grad / math.sqrt(24 * largest_code(width, True))
-        torch.testing.assert_close(quantizer.weight_step.grad[i], expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(of_weight.step.grad[i], expected, rtol=1e-12, atol=0)
 
-        quantizer.quantize_input(x, width).sum().backward()
+        of_input(x, i).sum().backward()
         step = step_of(1.0)
         lsq(x, step, width, signed).sum().backward()
         expected = step.grad / math.sqrt(10 * largest_code(width, signed))
-        torch.testing.assert_close(quantizer.input_step.grad[i], expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(of_input.step.grad[i], expected, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("signed", [False, True])
 def test_steps_start_from_the_weight_and_the_first_batch(signed):
     widths = (1, 2, 4, 8)
-    quantizer = LSQ(widths, signed).double()
+    of_weight = LSQWeight(formats(*widths), signed=True).double()
+    of_input = LSQInput(formats(*widths), signed=signed).double()
     weight, x = spread_values(0.3, 40), spread_values(5.0, 60).view(6, 10)
-    quantizer.prepare(weight, x)
+    of_weight.prepare(weight)
+    of_input.prepare(x)
     for i, width in enumerate(widths):
-        weight_step, input_step = quantizer.weight_step[i].item(), quantizer.input_step[i].item()
+        weight_step, input_step = of_weight.step[i].item(), of_input.step[i].item()
         assert weight_step == pytest.approx(expected_initial_step(weight, width, True), rel=1e-12)
         assert input_step == pytest.approx(expected_initial_step(x, width, signed), rel=1e-12)
 
 
-def test_steps_of_an_all_zero_weight_and_batch_start_at_one():
-    quantizer = LSQ((1, 4))
-    quantizer.prepare(torch.zeros(3), torch.zeros(2, 3))
-    assert quantizer.weight_step.tolist() == quantizer.input_step.tolist() == [1, 1]
+def test_steps_after_several_batches_are_those_of_all_their_values():
+    quantizer = LSQInput(formats(2, 4)).double()
+    batches = [spread_values(5.0, n, seed=n).view(-1, 10) for n in (60, 20, 110)]
+    for batch in batches:
+        quantizer.observe(batch)
+    quantizer.complete()
+    for i, width in enumerate((2, 4)):
+        expected = expected_initial_step(torch.cat(batches), width, False)
+        assert quantizer.step[i].item() == pytest.approx(expected, rel=1e-12)
 
 
-def prepared() -> LSQ:
-    quantizer = LSQ((2, 4))
-    quantizer.prepare(torch.full((3,), 0.75), torch.full((2, 3), 4.0))
+def test_a_second_calibration_forgets_the_first():
+    quantizer = LSQInput(formats(2, 4))
+    for value in (5.0, 90.0, 4.0):
+        quantizer.observe(torch.full((2, 3), value))
+        quantizer.complete()
+    assert torch.equal(quantizer.step, prepared().step)
+
+
+def test_steps_of_an_all_zero_batch_start_at_one():
+    quantizer = LSQInput(formats(1, 4))
+    quantizer.prepare(torch.zeros(2, 3))
+    assert quantizer.step.tolist() == [1, 1]
+
+
+def prepared() -> LSQInput:
+    quantizer = LSQInput(formats(2, 4))
+    quantizer.prepare(torch.full((2, 3), 4.0))
     return quantizer
 
 
-def reloaded(quantizer: LSQ) -> LSQ:
-    other = LSQ((2, 4))
+def reloaded(quantizer: LSQInput) -> LSQInput:
+    other = LSQInput(formats(2, 4))
     other.load_state_dict(quantizer.state_dict())
     return other
 
@@ -181,39 +209,59 @@ def reloaded(quantizer: LSQ) -> LSQ:
 )
 def test_steps_are_initialised_only_once(copied):
     quantizer = prepared()
-    weight_step, input_step = quantizer.weight_step.clone(), quantizer.input_step.clone()
-    assert (weight_step != 1).all()
-    assert (input_step != 1).all()
+    step = quantizer.step.clone()
+    assert (step != 1).all()
     other = copied(quantizer)
-    other.prepare(torch.full((3,), 70.0), torch.full((2, 3), 90.0))
-    assert torch.equal(other.weight_step, weight_step)
-    assert torch.equal(other.input_step, input_step)
+    other.prepare(torch.full((2, 3), 90.0))
+    assert torch.equal(other.step, step)
 
 
 def test_steps_loaded_before_initialisation_are_initialised_afterwards():
     quantizer = prepared()
-    quantizer.load_state_dict(LSQ((2, 4)).state_dict())
-    quantizer.prepare(torch.full((3,), 0.75), torch.full((2, 3), 4.0))
-    assert torch.equal(quantizer.input_step, prepared().input_step)
+    quantizer.load_state_dict(LSQInput(formats(2, 4)).state_dict())
+    quantizer.prepare(torch.full((2, 3), 4.0))
+    assert torch.equal(quantizer.step, prepared().step)
 
 
 def test_an_empty_first_batch_leaves_the_initialisation_to_the_next():
-    quantizer = LSQ((2, 4))
-    quantizer.prepare(torch.full((3,), 0.75), torch.empty(0, 3))
-    assert not quantizer.initialized
-    quantizer.prepare(torch.full((3,), 0.75), torch.full((2, 3), 4.0))
-    assert torch.equal(quantizer.input_step, prepared().input_step)
+    quantizer = LSQInput(formats(2, 4))
+    quantizer.prepare(torch.empty(0, 3))
+    assert not quantizer.ready
+    quantizer.prepare(torch.full((2, 3), 4.0))
+    assert torch.equal(quantizer.step, prepared().step)
+
+
+# Copies that are made before data arrive
+
+
+def test_a_copy_made_before_the_first_batch_starts_from_the_same_steps():
+    quantizer = LSQInput(formats(2, 4))
+    average = copy.deepcopy(quantizer)
+    quantizer.prepare(torch.full((2, 3), 4.0))
+    assert torch.equal(average.step, quantizer.step)
+
+
+def test_a_copy_that_sees_data_of_its_own_is_set_from_those():
+    quantizer = LSQInput(formats(2, 4))
+    early, late = copy.deepcopy(quantizer), copy.deepcopy(quantizer)
+    early.prepare(torch.full((2, 3), 70.0))
+    own = early.step.clone()
+    quantizer.prepare(torch.full((2, 3), 4.0))
+    assert torch.equal(early.step, own)
+    late.prepare(torch.full((2, 3), 70.0))
+    assert torch.equal(late.step, own)
+    assert torch.equal(quantizer.step, prepared().step)
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 16])
 def test_all_zero_weight_and_input_have_finite_values_and_gradients(width):
-    quantizer = LSQ((width,))
-    weight, x = torch.zeros(4, requires_grad=True), torch.zeros(2, 3, requires_grad=True)
-    quantizer.prepare(weight, x)
-    outputs = (*quantizer.quantize_weight(weight), quantizer.quantize_input(x, width))
-    (100 * sum(y.sum() for y in outputs)).backward()
-    tensors = (*outputs, weight.grad, x.grad, *(p.grad for p in quantizer.parameters()))
-    assert all(t.isfinite().all() for t in tensors)
+    for kind, shape in ((LSQWeight, (4,)), (LSQInput, (2, 3))):
+        quantizer = kind(formats(width), signed=kind is LSQWeight)
+        x = torch.zeros(shape, requires_grad=True)
+        quantizer.prepare(x)
+        output = quantizer(x, 0)
+        (100 * output.sum()).backward()
+        assert all(t.isfinite().all() for t in (output, x.grad, quantizer.step.grad))
 
 
 @pytest.mark.parametrize("step", [0.0, -2.0])
@@ -229,13 +277,11 @@ def test_a_step_driven_below_zero_still_gives_finite_values_of_the_right_sign(st
 
 
 def test_every_width_has_a_step_of_its_own():
-    quantizer = LSQ((2, 3, 4))
-    assert quantizer.weight_step.shape == quantizer.input_step.shape == (3,)
-    assert quantizer.input_parameters() == [quantizer.input_step]
+    quantizer = LSQInput(formats(2, 3, 4))
     with torch.no_grad():
-        quantizer.input_step.copy_(torch.tensor([1.0, 10.0, 100.0]))
+        quantizer.step.copy_(torch.tensor([1.0, 10.0, 100.0]))
     x = torch.full((1, 1), 1e6)
-    assert [quantizer.quantize_input(x, width).item() for width in (2, 3, 4)] == [3, 70, 1500]
+    assert [quantizer(x, k).item() for k in range(3)] == [3, 70, 1500]
 
 
 @pytest.mark.parametrize("signed", [False, True])

@@ -15,7 +15,10 @@ from formats import (
 )
 
 from dqnet.errors import UserError
-from dqnet.quantizers import PACT, dorefa_weight, pact_activation
+from dqnet.formats import Format
+from dqnet.quantizers import find_quantizers
+from dqnet.quantizers.dorefa import DoReFaWeight
+from dqnet.quantizers.pact import PACT, pact_activation
 
 ALPHA = 2.7
 
@@ -96,10 +99,8 @@ def test_gradients_are_those_of_the_clip_by_finite_differences(signed):
     np.testing.assert_allclose(alpha.grad.numpy(), expected, rtol=1e-8)
 
 
-@pytest.mark.parametrize("width", [1, 2, 3, 8])
-def test_weights_are_dorefas(width):
-    weight = spread_values(1.0, count=50)
-    assert torch.equal(PACT((width,)).quantize_weight(weight)[0], dorefa_weight(weight, width))
+def test_weights_are_dorefas():
+    assert find_quantizers("pact") == (DoReFaWeight, PACT)
 
 
 @pytest.mark.parametrize("alpha", [0.0, -3.0])
@@ -121,14 +122,14 @@ def test_an_alpha_driven_below_zero_is_pulled_back_by_its_gradient():
 @pytest.mark.parametrize("alpha", [0, -1.0])
 def test_an_initial_alpha_that_is_not_positive_is_refused(alpha):
     with pytest.raises(UserError, match="alpha_init"):
-        PACT((2,), alpha_init=alpha)
+        PACT([Format(2)], alpha_init=alpha)
 
 
 def test_one_alpha_serves_every_width():
-    quantizer = PACT((2, 3, 4), alpha_init=5.0)
+    quantizer = PACT(map(Format, (2, 3, 4)), alpha_init=5.0)
     (alpha,) = quantizer.parameters()
     assert alpha.shape == ()
     assert alpha == 5
     assert quantizer.decayed == ("alpha",)
     x = torch.full((1,), 100.0)
-    assert [quantizer.quantize_input(x, width).item() for width in (2, 3, 4)] == [5, 5, 5]
+    assert [quantizer(x, k).item() for k in range(3)] == [5, 5, 5]

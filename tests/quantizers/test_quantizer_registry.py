@@ -1,22 +1,31 @@
-"""Names of number formats, and the widths they accept."""
+"""Names of methods, and which of a layer's tensors they quantize."""
 
 from __future__ import annotations
 
 import pytest
 
 from dqnet.errors import UserError
-from dqnet.quantizers import DoReFa, Quantizer, check_widths, find_quantizer
+from dqnet.formats import Format
+from dqnet.quantizers import Quantizer, build_quantizers, find_quantizers
+from dqnet.quantizers.dorefa import DoReFaInput, DoReFaWeight
+from dqnet.quantizers.lsq import LSQInput, LSQWeight
+from dqnet.quantizers.pact import PACT
 
 
-@pytest.mark.parametrize("name", ["dorefa", "pact", "lsq"])
-def test_a_published_quantizer_is_found_by_its_papers_name(name):
-    quantizer = find_quantizer(name)
-    assert quantizer.__name__.lower() == name
-    assert quantizer((2, 3)).widths == (2, 3)
-
-
-def test_a_class_is_its_own_name():
-    assert find_quantizer(DoReFa) is DoReFa
+@pytest.mark.parametrize(
+    ("method", "pair"),
+    [
+        ("dorefa", (DoReFaWeight, DoReFaInput)),
+        ("pact", (DoReFaWeight, PACT)),
+        ("lsq", (LSQWeight, LSQInput)),
+        (("dorefa", "lsq"), (DoReFaWeight, LSQInput)),
+        (("pact", PACT), (DoReFaWeight, PACT)),
+        (PACT, (PACT, PACT)),
+    ],
+    ids=str,
+)
+def test_a_method_is_a_quantizer_of_weights_and_one_of_inputs(method, pair):
+    assert find_quantizers(method) == pair
 
 
 @pytest.mark.parametrize(
@@ -24,46 +33,62 @@ def test_a_class_is_its_own_name():
 )
 def test_an_unknown_name_is_refused_with_the_nearest_one(wrong, right):
     with pytest.raises(UserError, match=f"'{wrong}'.*did you mean '{right}'"):
-        find_quantizer(wrong)
+        find_quantizers(wrong)
+    with pytest.raises(UserError, match=f"'{wrong}'.*did you mean '{right}'"):
+        find_quantizers(("lsq", wrong))
 
 
 def test_a_name_like_none_of_them_is_refused_with_the_valid_ones():
     with pytest.raises(UserError, match="dorefa, lsq, pact"):
-        find_quantizer("zzzzzz")
+        find_quantizers("zzzzzz")
+
+
+@pytest.mark.parametrize("wrong", [3, None, int])
+def test_what_is_neither_a_name_nor_a_quantizer_is_refused(wrong):
+    with pytest.raises(UserError, match=r"neither a name .* nor a subclass of Quantizer"):
+        find_quantizers(wrong)
 
 
 def test_a_subclass_without_a_name_is_not_registered():
-    before = dict(Quantizer.registry)
+    before = {name: dict(classes) for name, classes in Quantizer.registry.items()}
 
     class Unnamed(Quantizer):
         pass
 
     assert Quantizer.registry == before
-    assert find_quantizer(Unnamed) is Unnamed
+    assert find_quantizers(Unnamed) == (Unnamed, Unnamed)
 
 
-@pytest.mark.parametrize("widths", [(1,), (16,), (2, 3, 4), [1, 8, 16], tuple(range(1, 17))])
-def test_ascending_widths_from_1_to_16_are_accepted(widths):
-    assert check_widths(widths) == tuple(widths)
+def test_a_method_of_weights_alone_is_refused_for_inputs():
+    class Codebook(Quantizer, name="codebook", of="weight"):
+        pass
+
+    try:
+        assert find_quantizers(("codebook", "lsq"))[0] is Codebook
+        with pytest.raises(UserError, match="'codebook' is not for a layer's input; valid: dorefa"):
+            find_quantizers("codebook")
+    finally:
+        del Quantizer.registry["codebook"]
 
 
-@pytest.mark.parametrize(
-    ("widths", "message"),
-    [
-        ([], "empty"),
-        ((3, 2), r"ascending.*\(2, 3\)"),
-        ((2, 2, 3), r"repeats.*\(2, 3\)"),
-        ((0, 2), "0 is out of range; valid: 1 to 16"),
-        ((-1,), "-1 is out of range"),
-        ((17,), "17 is out of range; valid: 1 to 16"),
-        ((2, 32), "32 is full precision.*quant=none"),
-        ((True, 2), "True is not an integer"),
-        ((2.0, 3.0), "2.0 is not an integer"),
-        (("2",), "'2' is not an integer"),
-    ],
-)
-def test_other_widths_are_refused_with_what_would_be_right(widths, message):
-    with pytest.raises(UserError, match=message):
-        check_widths(widths)
-    with pytest.raises(UserError, match=message):
-        DoReFa(widths)
+def build(method, options):
+    formats = [Format(2)]
+    return build_quantizers(method, formats, formats, signed=False, channels=4, options=options)
+
+
+def test_an_option_goes_to_the_quantizer_that_takes_it():
+    weight, x = build("pact", {"alpha_init": 3.0})
+    assert x.alpha == 3 and not list(weight.parameters())
+    assert build(("dorefa", "pact"), ({}, {"alpha_init": 2.0}))[1].alpha == 2
+
+
+def test_an_option_that_no_quantizer_takes_is_refused():
+    with pytest.raises(UserError, match=r"option of DoReFaWeight and PACT 'alpha'.*'alpha_init'"):
+        build("pact", {"alpha": 3.0})
+    with pytest.raises(UserError, match=r"option of DoReFaWeight 'alpha_init'.*none"):
+        build("pact", ({"alpha_init": 3.0}, {}))
+
+
+def test_an_option_of_the_wrong_type_is_refused():
+    with pytest.raises(UserError, match="do not fit PACT"):
+        build("pact", {"alpha_init": "high"})

@@ -1,4 +1,4 @@
-"""The precision that quantizers compute in."""
+"""Half precision, in which quantizers do not compute."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from dqnet.processes import own_rows
 
 
 @dataclass(frozen=True)
-class Groups:
+class WidthGroups:
     """A batch sorted by width, so that the images of one width lie side by side.
 
     Attributes:
@@ -28,12 +29,12 @@ class Groups:
     inverse: Tensor | None = None
 
     @classmethod
-    def of(cls, choice: Tensor) -> Groups:
+    def of(cls, choice: Tensor) -> WidthGroups:
         """The groups of one layer's one-hot choice ``[N, K]``."""
         return cls.of_routing(choice.unsqueeze(1))[0]
 
     @classmethod
-    def of_routing(cls, routing: Tensor) -> list[Groups]:
+    def of_routing(cls, routing: Tensor) -> list[WidthGroups]:
         """The groups of every layer of a routing ``[N, L, K]``, with one transfer to the host."""
         routing = routing.detach()
         chosen = routing.argmax(-1).t().contiguous()
@@ -46,16 +47,36 @@ class Groups:
         ]
 
     @classmethod
-    def of_alternatives(cls, routing: Tensor) -> list[Groups]:
-        """For every layer, groups by one width that each image did not choose, drawn uniformly."""
+    def of_drawn_widths(
+        cls, routing: Tensor, candidates: Sequence[Sequence[int]] | None = None
+    ) -> list[WidthGroups]:
+        """For every layer, groups by one width that each image did not choose, drawn uniformly.
+
+        Args:
+            routing: ``[N, L, K]``.
+            candidates: which of the K widths each layer has; ``None``: all.
+        """
         routing = routing.detach()
         chosen, widths = routing.argmax(-1), routing.shape[-1]
-        steps = own_rows(
-            lambda n: torch.randint(1, widths, (n, chosen.shape[1]), device=chosen.device),
-            len(chosen),
-        )
-        drawn = (chosen + steps) % widths
+        if candidates is None:
+            steps = own_rows(
+                lambda n: torch.randint(1, widths, (n, chosen.shape[1]), device=chosen.device),
+                len(chosen),
+            )
+            drawn = (chosen + steps) % widths
+        else:
+            drawn = torch.stack(
+                [
+                    _other(column, torch.tensor(own, device=chosen.device))
+                    for column, own in zip(chosen.unbind(1), candidates, strict=True)
+                ],
+                1,
+            )
         return cls.of_routing(torch.zeros_like(routing).scatter_(-1, drawn.unsqueeze(-1), 1.0))
+
+    def among(self, candidates: Sequence[int]) -> WidthGroups:
+        """The same groups, of these widths alone; no image chose another one."""
+        return replace(self, counts=tuple(self.counts[k] for k in candidates))
 
     @property
     def bounds(self) -> list[tuple[int, int]]:
@@ -75,6 +96,16 @@ class Groups:
     @property
     def _sorted(self) -> bool:
         return sum(count > 0 for count in self.counts) <= 1
+
+
+def _other(chosen: Tensor, candidates: Tensor) -> Tensor:
+    """One of ``candidates``, ascending, other than each of ``chosen [N]``."""
+    steps = own_rows(
+        lambda n: torch.randint(1, len(candidates), (n,), device=chosen.device), len(chosen)
+    )
+    return candidates[
+        (torch.searchsorted(candidates, chosen.contiguous()) + steps) % len(candidates)
+    ]
 
 
 def _take(x: Tensor, positions: Tensor) -> Tensor:

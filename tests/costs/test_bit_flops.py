@@ -8,13 +8,9 @@ import torch
 from torch import nn
 
 import dqnet
-from dqnet.cost import (
-    check_target,
-    controller_cost,
-    mean_width,
-    quantized_macs,
-    reachable_bits,
-)
+from dqnet.costs.controller import controller_cost
+from dqnet.costs.network import check_target, following_macs, reachable_bits
+from dqnet.costs.width import mean_width
 
 # name: (channels in, channels out, kernel, output height = width), in execution order
 RESNET20 = {
@@ -91,7 +87,7 @@ def test_layer_macs_equal_the_hand_count():
 
 def test_quantized_macs_of_resnet20():
     """Each stage's convolutions cost the same, but the two with stride 2 half as much."""
-    assert quantized_macs(resnet20().layers) == 17 * (16 * 16 * 9 * 32 * 32)
+    assert following_macs(resnet20().layers) == 17 * (16 * 16 * 9 * 32 * 32)
 
 
 @pytest.mark.parametrize("bits", [3, 2.5])

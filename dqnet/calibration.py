@@ -1,0 +1,65 @@
+"""Calibration: observers see some batches, then what depends on data is set.
+
+Layers run in full precision meanwhile, so that what a quantizer sees does not depend on another's.
+Without a calibration quantizers that need data take it from the first batch that they run on; LSQ's
+paper does (Esser et al. 2020, section 2.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from dqnet.errors import UserError
+from dqnet.layers import QuantLayer
+
+
+def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
+    """Sets from some batches what the quantizers of a converted model take from data.
+
+    Args:
+        model: a converted model; in its evaluation mode meanwhile. What was set before, by an
+            earlier calibration or a first batch, is set again.
+        batches: images ``[N, C, H, W]`` of the training part, on the model's device; at least one.
+            Of several processes each brings its own, the same number of the same size.
+
+    Returns:
+        How many images were seen in this process.
+
+    Raises:
+        UserError: if the model has no quantized layer, or there is no batch.
+    """
+    layers = [module for module in model.modules() if isinstance(module, QuantLayer)]
+    if not layers:
+        raise UserError("there is nothing to calibrate: the model has no quantized layer")
+    images = 0
+    with torch.no_grad(), _observing(model, layers):
+        for layer in layers:
+            layer.weight_quantizer.observe(layer.weight)
+        for batch in batches:
+            images += len(batch)
+            model(batch)
+    if not images:
+        raise UserError("calibration needs at least one batch of images")
+    for layer in layers:
+        layer.weight_quantizer.complete()
+        layer.input_quantizer.complete()
+    return images
+
+
+@contextmanager
+def _observing(model: nn.Module, layers: list[QuantLayer]) -> Iterator[None]:
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    for layer in layers:
+        layer.calibrating = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.calibrating = False
+        for module, mode in training.items():
+            module.training = mode

@@ -1,0 +1,177 @@
+"""What a quantized convolution and a quantized fully connected layer have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dqnet.errors import UserError
+from dqnet.formats import Precision, as_written, distinct, parse_precisions
+from dqnet.layers.geometry import Geometry
+from dqnet.layers.input_codes import InputCodes
+from dqnet.layers.routed import Pass, routed
+from dqnet.layers.router import Column, Router
+from dqnet.layers.weight_cache import WeightCache
+from dqnet.layers.width_affine import WidthAffine
+from dqnet.layers.width_groups import WidthGroups
+from dqnet.processes import gathered
+from dqnet.quantizers import Method, Options, Quantizer, build_quantizers
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How a layer is quantized.
+
+    Attributes:
+        quantizer: a method by name or class, or a pair of them for weight and input.
+        options: the quantizers' own arguments; a pair where the two differ.
+        width_affine: whether each precision scales and shifts its output by values of its own,
+            which are learned (see :mod:`dqnet.layers.width_affine`). Nothing with one precision.
+    """
+
+    quantizer: Method = "dorefa"
+    options: Options = None
+    width_affine: bool = False
+
+
+class QuantLayer(nn.Module):
+    """A layer with one full-precision weight that runs at any of K precisions.
+
+    With one it is a static quantized layer. With several, each image of the batch runs at the one
+    that its ``choice`` gives it. To be mixed into a layer of PyTorch's, before it.
+
+    Attributes:
+        precisions: the K candidates, ascending.
+        weight_quantizer, input_quantizer: of the different formats among them.
+        geometry: how weight and input are multiplied.
+        affine: scale and shift of each precision; ``None`` without.
+        router, column: where a converted model's layer finds its choice.
+        calibrating: whether the layer runs in full precision and its quantizers observe.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    geometry: Geometry
+
+    def _set_up(
+        self, widths: Sequence[int | str | Precision], how: Quantization, signed: bool, outputs: int
+    ) -> None:
+        """Gives the layer, whose own parameters stand, what quantization adds to it."""
+        self.precisions = parse_precisions(widths)
+        weight_formats, weight_index = distinct(p.weight for p in self.precisions)
+        input_formats, input_index = distinct(p.input for p in self.precisions)
+        weight_quantizer, input_quantizer = build_quantizers(
+            how.quantizer, weight_formats, input_formats,
+            signed=signed, channels=outputs, options=how.options,
+        )  # fmt: skip
+        self.weight_quantizer: Quantizer = weight_quantizer
+        self.input_quantizer: Quantizer = input_quantizer
+        self._weight_index = weight_index
+        self._input_index = input_index
+        several = len(self.precisions) > 1
+        self.affine = (
+            WidthAffine(len(self.precisions), outputs) if how.width_affine and several else None
+        )
+        self.router: Router | None = None
+        self.column: int | None = None
+        self.calibrating = False
+        self._weights = WeightCache()
+        self.to(self.weight)  # device= and dtype= are of all parameters
+
+    @property
+    def widths(self) -> tuple[int | str, ...]:
+        """The precisions as a user writes them: ``(2, 3, 4)``."""
+        return as_written(self.precisions)
+
+    def train(self, mode: bool = True) -> QuantLayer:
+        """As of any module; quantized weights that evaluation has kept are dropped."""
+        self._weights.clear()
+        return super().train(mode)
+
+    def observe(self, x: Tensor) -> None:
+        """Shows the input of a calibration batch to the input's quantizer."""
+        self.input_quantizer.observe(gathered(x.detach()))
+
+    def prepare(self, x: Tensor) -> None:
+        """Lets quantizers that need data set themselves from this first batch."""
+        self.weight_quantizer.prepare(self.weight)
+        if not self.input_quantizer.ready:
+            # The whole batch of all processes, whatever precisions its images chose.
+            self.input_quantizer.prepare(gathered(x.detach()))
+
+    def quantized_weights(self) -> tuple[Tensor, ...]:
+        """The weight at each of the K precisions, differentiable."""
+        different = self.weight_quantizer.all_formats(self.weight)
+        return tuple(different[i] for i in self._weight_index)
+
+    def quantized_input(self, x: Tensor, k: int = 0) -> Tensor:
+        """The input ``[N, ...]`` at precision k, differentiable."""
+        return self.input_quantizer(x, self._input_index[k])
+
+    # Group sizes differ from batch to batch: compiled, each new one would be compiled anew.
+    @torch.compiler.disable
+    def _run(self, x: Tensor, choice: Tensor | None) -> Tensor:
+        """Runs every image of ``[N, ...]`` at its precision."""
+        if not x.is_floating_point():
+            raise UserError(f"{type(self).__name__} takes floating-point images, not {x.dtype}")
+        choice, groups, drawn_widths = self._routing(x, choice)
+        self.prepare(x)
+        weights, gain = self._weights_and_gain()
+        bias = self.bias
+        if self.affine is not None:
+            bias = self.affine.shift if bias is None else self.affine.shift + bias
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weights = x.to(dtype), tuple(w.to(dtype) for w in weights)
+            bias = None if bias is None else bias.to(dtype)
+        return routed(x, choice, weights, bias, self.pass_of(groups, drawn_widths), gain)
+
+    def pass_of(self, groups: WidthGroups, drawn_widths: WidthGroups | None = None) -> Pass:
+        """A pass of images that are in these groups."""
+        inputs = InputCodes(self.input_quantizer, self._input_index)
+        return Pass(groups, drawn_widths, self.geometry, inputs)
+
+    def _weights_and_gain(self) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """The weight at every precision, and the gain ``[K, O]`` of each.
+
+        In evaluation computed once, until a parameter changes (what of it may go unseen on a GPU:
+        :class:`~dqnet.layers.weight_cache.WeightCache`); then weights contain their gain.
+        """
+        affine = self.affine
+        if self.training or torch.is_grad_enabled():
+            self._weights.clear()
+            weights = self.quantized_weights()
+            return weights, None if affine is None else affine.gains(weights)
+
+        def compute() -> tuple[Tensor, ...]:
+            weights = self.quantized_weights()
+            return weights if affine is None else affine.scale(weights)
+
+        of_affine = () if affine is None else (affine.gain,)  # the shift is not part of it
+        parameters = (self.weight, *self.weight_quantizer.parameters(), *of_affine)
+        return self._weights.get(parameters, compute), None
+
+    def _routing(self, x: Tensor, choice: Tensor | None) -> Column:
+        count = len(self.precisions)
+        if count == 1:
+            return Column(None, WidthGroups((len(x),)))
+        if choice is None:
+            if self.router is None or self.column is None:
+                raise UserError(f"a layer with widths {self.widths} needs a choice [N, {count}]")
+            return self.router.column(self.column, len(x))
+        check_one_hot(choice, (len(x), count))
+        if not choice.is_floating_point():
+            choice = choice.to(x.dtype)
+        return Column(choice, WidthGroups.of(choice))
+
+
+def check_one_hot(choice: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises UserError unless ``choice`` has the shape and one 1 among zeros on its last axis."""
+    if choice.shape != shape:
+        raise UserError(f"the choice has shape {list(choice.shape)}, it must be {list(shape)}")
+    values = choice.detach()
+    if not bool((((values == 0) | (values == 1)).all(-1) & (values.sum(-1) == 1)).all()):
+        raise UserError("the choice must be one-hot: one 1 per image and layer, else zeros")

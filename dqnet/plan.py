@@ -1,0 +1,199 @@
+"""A plan says what every layer of a network runs at, and is a value.
+
+It is made by rules (:mod:`dqnet.rules`), by a search or by hand; conversion carries it out.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dqnet.errors import UserError, unknown_name
+from dqnet.formats import Precision, as_written, parse_precisions
+
+ROLES = ("full", "static", "routed")
+FULL = "full"
+#: how large a layer is
+_COUNTS = ("macs", "weights", "inputs", "outputs")
+
+
+class PlanMismatchError(UserError):
+    """A plan is of another model.
+
+    Attributes:
+        difference: the first one.
+    """
+
+    def __init__(self, difference: str) -> None:
+        super().__init__(f"the plan is of another model: {difference}")
+        self.difference = difference
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What one layer of a network runs at, and how large it is.
+
+    Attributes:
+        name: its module name in the float model.
+        role: ``"full"`` precision, ``"static"`` (one precision) or ``"routed"`` (several).
+        precisions: its candidates, ascending; empty in full precision.
+        macs: multiply-accumulates for one image.
+        weights: elements of its weight; 0 for a module that multiplies activations alone.
+        inputs, outputs: elements for one image.
+        pinned: whether its precision is its own, whatever ``target_bits`` says: of "the static
+            b-bit network" that a target is the cost of, it is not at b bits either.
+    """
+
+    name: str
+    role: str
+    precisions: tuple[Precision, ...] = ()
+    macs: int = 0
+    weights: int = 0
+    inputs: int = 0
+    outputs: int = 0
+    pinned: bool = False
+
+    @property
+    def widths(self) -> tuple[int | str, ...]:
+        """The precisions as a user writes them."""
+        return as_written(self.precisions)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a line of ``plan.json``."""
+        line: dict[str, Any] = {"name": self.name, "role": self.role}
+        if self.precisions:
+            line["precisions"] = list(self.widths)
+        line |= {key: getattr(self, key) for key in _COUNTS}
+        return line | ({"pinned": True} if self.pinned else {})
+
+    @classmethod
+    def from_json(cls, line: Any) -> LayerPlan:
+        """Reads what :meth:`to_json` made.
+
+        Raises:
+            UserError: that names the layer and what is wrong with it.
+        """
+        if not isinstance(line, dict) or not isinstance(line.get("name"), str):
+            raise UserError(f"a plan's layer has no name: {json.dumps(line)[:80]}")
+        name, role = line["name"], line.get("role")
+        valid = ("name", "role", "precisions", "pinned", *_COUNTS)
+        for key in line:
+            if key not in valid:
+                raise unknown_name(f"key of layer {name!r} in a plan", key, valid)
+        if role not in ROLES:
+            raise unknown_name(f"role of layer {name!r}", str(role), ROLES)
+        for key in _COUNTS:
+            if type(line.get(key)) is not int or line[key] < 0:
+                raise UserError(f"layer {name!r} has {key} {line.get(key)!r}; it is a count")
+        try:
+            given = line.get("precisions", [])
+            precisions = parse_precisions(given) if role != FULL or given else ()
+        except UserError as error:
+            raise UserError(f"layer {name!r} of the plan: {error}") from error
+        right = {FULL: len(precisions) == 0, "static": len(precisions) == 1}
+        if not right.get(role, len(precisions) > 1):
+            needs = {FULL: "no precisions", "static": "one precision"}.get(role, "several")
+            raise UserError(
+                f"layer {name!r} is {role} with {len(precisions)} precisions; that role has {needs}"
+            )
+        counts = {key: line[key] for key in _COUNTS}
+        return cls(name, role, precisions, pinned=line.get("pinned") is True, **counts)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every layer of a network runs at.
+
+    ``str()`` of it is a table. Two plans are equal if their layers are.
+
+    Attributes:
+        layers: convolutions (of any kind), fully connected layers, and modules that multiply
+            activations, in execution order.
+    """
+
+    layers: tuple[LayerPlan, ...]
+
+    @property
+    def routed(self) -> tuple[LayerPlan, ...]:
+        return tuple(layer for layer in self.layers if layer.role == "routed")
+
+    def to_json(self) -> dict[str, Any]:
+        return {"layers": [layer.to_json() for layer in self.layers]}
+
+    @classmethod
+    def from_json(cls, content: Any) -> Plan:
+        """Reads what :meth:`to_json` made.
+
+        Raises:
+            UserError: for anything else; it names the first layer that is wrong.
+        """
+        lines = content.get("layers") if isinstance(content, dict) else None
+        if not isinstance(lines, list) or not lines:
+            raise UserError('a plan is {"layers": [...]} with a line for every layer')
+        layers = tuple(map(LayerPlan.from_json, lines))
+        names = [layer.name for layer in layers]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"the plan has layer {name!r} more than once")
+        return cls(layers)
+
+    def dumps(self) -> str:
+        """JSON with a line for every layer, to be edited by hand."""
+        lines = ",\n  ".join(json.dumps(layer.to_json()) for layer in self.layers)
+        return f'{{"layers": [\n  {lines}\n]}}\n'
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(self.dumps(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Reads a file that :meth:`save` wrote, perhaps edited since.
+
+        Raises:
+            UserError: if it cannot be read, or is not a plan; it names the file and the layer.
+        """
+        try:
+            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+        except OSError as error:
+            raise UserError(f"plan {path} cannot be read: {error.strerror}") from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"plan {path} is not JSON: {error}") from error
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+    def check_model(self, other: Plan) -> None:
+        """Raises PlanMismatchError with the first difference unless both are of one model.
+
+        Args:
+            other: a plan that was made of the model.
+        """
+        for mine, theirs in zip(self.layers, other.layers, strict=False):
+            if mine.name != theirs.name:
+                raise PlanMismatchError(
+                    f"it has layer {mine.name!r} where the model has {theirs.name!r}"
+                )
+            for key in _COUNTS:
+                ours, own = getattr(mine, key), getattr(theirs, key)
+                if ours != own:
+                    raise PlanMismatchError(
+                        f"layer {mine.name!r} has {key} {ours}, in the model {own} "
+                        "(or images are of another size)"
+                    )
+        if len(self.layers) != len(other.layers):
+            longer, shorter = sorted((self.layers, other.layers), key=len, reverse=True)
+            whose = "it" if longer is self.layers else "the model"
+            raise PlanMismatchError(f"only {whose} has layer {longer[len(shorter)].name!r}")
+
+    def __str__(self) -> str:
+        width = max(len(layer.name) for layer in self.layers)
+        rows = []
+        for layer in self.layers:
+            runs_at = "/".join(map(str, layer.widths)) or "32"
+            pinned = "  pinned" if layer.pinned else ""
+            rows.append(
+                f"{layer.name:<{width}}  {layer.role:<6}  {runs_at:<12} "
+                f"{layer.macs:>13,} MACs {layer.weights:>11,} weights{pinned}"
+            )
+        return "\n".join(rows)

@@ -1,0 +1,38 @@
+"""What a quantized tensor is made of: for export, and for its size on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """A tensor as integer codes; ``values()`` is what the quantizer's forward pass returns.
+
+    Attributes:
+        codes: int32, of the tensor's shape; at b bits at most 2ᵇ different ones.
+        scale: Δ, above 0: a scalar, or one per channel that broadcasts against ``codes``.
+        zero_point: the code of zero, likewise; it need not be an integer (DoReFa's levels lie
+            evenly around zero and do not contain it).
+        table: values by code, instead of scale and zero point; ``None`` for evenly spaced levels.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    table: Tensor | None = None
+
+    def values(self) -> Tensor:
+        """Δ · (code − zero point), or what the table says, in the type of the scale."""
+        if self.table is not None:
+            return self.table[self.codes.long()]
+        return (self.codes.to(self.scale.dtype) - self.zero_point) * self.scale
+
+
+def evenly_spaced(quantized: Tensor, low: Tensor, scale: Tensor, levels: int) -> Codes:
+    """The codes 0 … ``levels`` of values that are ``low + scale · code`` already."""
+    codes = ((quantized - low) / scale).round().clamp(0, levels)
+    return Codes(codes.to(torch.int32), scale, -low / scale)

@@ -1,0 +1,34 @@
+"""Names in a converted network's state dict, and what older versions called them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: a converted backbone's names begin with it
+BACKBONE_PREFIX = "backbone."
+#: what the names of parameters and buffers have in them that the float model does not have
+ADDED = (".weight_quantizer.", ".input_quantizer.", ".affine.")
+#: of the single quantizer that a layer once had: what each name is today
+_OLD = {
+    "weight_step": ("weight_quantizer.step",),
+    "input_step": ("input_quantizer.step",),
+    "alpha": ("input_quantizer.alpha",),
+    "signed_form": ("input_quantizer.signed_form",),
+    "initialized": ("weight_quantizer.initialized", "input_quantizer.initialized"),
+}
+
+
+def added_by_conversion(name: str) -> bool:
+    """Whether a backbone's parameter or buffer is one that the float model does not have."""
+    return any(part in name for part in ADDED)
+
+
+def rename_old_names(state: dict[str, Any]) -> None:
+    """Gives the entries of a state dict today's names, in place."""
+    for key in [key for key in state if ".quantizer." in key]:
+        layer, _, name = key.rpartition(".quantizer.")
+        value = state.pop(key)
+        for new in _OLD.get(name, (f"quantizer.{name}",)):
+            state[f"{layer}.{new}"] = value
+        if name == "signed_form":  # a weight is always signed
+            state[f"{layer}.weight_quantizer.signed_form"] = value.new_ones(())

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
+import re
 import warnings
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dqnet.errors import UserError
 from dqnet.state_names import BACKBONE_PREFIX, added_by_conversion, rename_old_names
 
+#: where training programs keep a moving average of the weights (this one, timm, torchvision), ...
+AVERAGES = ("ema", "state_dict_ema", "model_ema")
+#: ... and where they keep the weights themselves; an average is preferred, as by timm's loader
+WEIGHTS = ("state_dict", "model", "model_state_dict", "net", "module")
+#: torch.compile adds it to the names of what it compiled, which may be single layers
+COMPILED = "_orig_mod."
+#: the counter that ``torch.optim.swa_utils.AveragedModel`` adds to the weights
+COUNTER = "n_averaged"
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+
+def read_checkpoint(path: str | Path, skip_objects: bool = False) -> dict[str, Any]:
     """The content of a checkpoint file, on the CPU; it cannot run code (``weights_only``).
+
+    Args:
+        path: a file of ``torch.save``, or of safetensors if it is called ``*.safetensors``.
+        skip_objects: whether a file may hold other Python objects than tensors and plain values,
+            such as a training program's arguments; an inert stand-in takes the place of each.
 
     Raises:
         UserError: if the file is missing or is not a checkpoint.
@@ -26,43 +45,95 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if path.is_dir():
         raise UserError(f"checkpoint {path} is a folder; name a file in it, such as best.pt")
     try:
-        with warnings.catch_warnings():  # about the pickle format of what is refused anyway
-            warnings.simplefilter("ignore")
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        stand_ins = _stand_ins(path) if skip_objects else []
+        with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
+            warnings.simplefilter("ignore")  # about the pickle format of what is refused anyway
             content = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # damaged bytes raise whatever they happen to lead to
         # PyTorch's own text would recommend to load the file with its code all the same.
-        code = isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error)
-        reason = (
-            "it holds other Python objects than tensors" if code else "damaged or of another kind"
-        )
-        raise UserError(f"{path} is not a readable PyTorch checkpoint ({reason})") from error
+        if isinstance(error, pickle.UnpicklingError) and re.search("GLOBAL|Can only", str(error)):
+            raise _holds_objects(path) from error
+        kind = "safetensors file" if path.suffix == ".safetensors" else "PyTorch checkpoint"
+        raise UserError(f"{path} is not a readable {kind} (damaged or of another kind)") from error
+    if isinstance(content, _StandIn):
+        raise _holds_objects(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a checkpoint")
     return content
 
 
-def float_state_dict(content: dict[str, Any]) -> dict[str, Tensor]:
+def _holds_objects(path: str | Path) -> UserError:
+    return UserError(
+        f"{path} is not a readable PyTorch checkpoint (it holds other Python objects than "
+        "tensors): write the weights alone, torch.save(model.state_dict(), FILE)"
+    )
+
+
+class _StandIn:
+    """Takes the place of a Python object in a file, and does nothing."""
+
+    def __new__(cls, *args: Any) -> _StandIn:
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+def _stand_ins(path: Path) -> list[tuple[type, str]]:
+    """A stand-in for every class and function that a file names and PyTorch does not allow."""
+    names = {f"{argparse.Namespace.__module__}.{argparse.Namespace.__qualname__}"}
+    with suppress(Exception):  # the old format cannot be searched; a damaged file is seen later
+        names.update(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    return [(_StandIn, name) for name in names]
+
+
+def float_state_dict(content: dict[str, Any], names: Collection[str]) -> dict[str, Tensor]:
     """The float model's weights in a checkpoint, whoever wrote it.
 
-    Understood are a bare state dict, one wrapped as ``state_dict`` or ``model``, names prefixed
-    with ``module.`` (DataParallel), and this project's own checkpoints: of a converted model the
-    float weights are taken, without what conversion added to it.
+    Understood are state dicts, bare or at one of :data:`AVERAGES` or :data:`WEIGHTS`; prefixes that
+    all names share, such as ``module.`` (DistributedDataParallel, AveragedModel), ``model.`` or
+    ``net.`` (Lightning) and ``_orig_mod.`` (torch.compile), in any order; and this project's own
+    checkpoints: of a converted model the float weights are taken, without what conversion added.
+
+    Args:
+        content: the checkpoint's.
+        names: of the float model's weights. They decide what is a prefix.
     """
-    ema = content.get("ema")
-    for state in (ema, content.get("state_dict"), content.get("model"), content):
-        if isinstance(state, dict) and state:
+    while True:
+        inner = (content.get(key) for key in (*AVERAGES, *WEIGHTS))
+        state = next((value for value in inner if isinstance(value, dict) and value), None)
+        if state is None:
             break
-    state = {str(key).removeprefix("module."): value for key, value in state.items()}
-    rename_old_names(state)
-    if any(key.startswith(BACKBONE_PREFIX) for key in state):
-        state = {
+        content = state
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    rename_old_names(tensors)
+    return max(_readings(tensors), key=lambda reading: len(reading.keys() & set(names)))
+
+
+def _readings(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """A state dict under all names that its weights may have without wrappers; at least one."""
+    yield state
+    state = {
+        key.replace(COMPILED, ""): value
+        for key, value in state.items()
+        if key.rpartition(".")[2] != COUNTER
+    }
+    while True:
+        yield state
+        yield {
             key.removeprefix(BACKBONE_PREFIX): value
             for key, value in state.items()
             if key.startswith(BACKBONE_PREFIX) and not added_by_conversion(key)
         }
-    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+        prefixes = {key.partition(".")[0] for key in state}
+        if len(prefixes) != 1 or not all("." in key for key in state):
+            return
+        state = {key.partition(".")[2]: value for key, value in state.items()}
 
 
 def load_float_weights(model: nn.Module, path: str | Path) -> None:
@@ -72,7 +143,10 @@ def load_float_weights(model: nn.Module, path: str | Path) -> None:
         UserError: if the file is missing or damaged, or holds another model's weights, or some
             that are not finite.
     """
-    state = float_state_dict(read_checkpoint(path))
+    content = read_checkpoint(path, skip_objects=True)
+    state = float_state_dict(content, model.state_dict().keys())
+    if not state and any(isinstance(value, _StandIn) for value in content.values()):
+        raise _holds_objects(path)  # such as the model itself, pickled
     _check_fits(model, state, path)
     model.load_state_dict(state, strict=False)
 

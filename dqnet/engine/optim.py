@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+from timm.optim.kron import Kron
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, StepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -15,6 +17,8 @@ from dqnet.errors import UserError, unknown_name
 from dqnet.quantizers import Quantizer
 from dqnet.state_names import added_by_conversion
 
+#: timm's prefix: slow weights that follow an optimizer's
+LOOKAHEAD = "lookahead_"
 SCHEDULES = ("constant", "cosine", "step", "multistep")
 
 
@@ -57,10 +61,9 @@ def build_optimizer(
     """The optimizer over :func:`parameter_groups`.
 
     Raises:
-        UserError: for an unknown optimizer or a value out of range.
+        UserError: for an unknown optimizer, one that cannot train here, or a value out of range.
     """
-    if config.name not in list_optimizers():
-        raise unknown_name("optimizer", config.name, list_optimizers())
+    check_optimizer(config.name, next(model.parameters()).device)
     if config.lr <= 0:
         raise UserError(f"optim.lr {config.lr} must be above 0")
     if config.weight_decay < 0 or parameter_decay < 0:
@@ -70,7 +73,47 @@ def build_optimizer(
     if config.clip_grad is not None and config.clip_grad <= 0:
         raise UserError(f"optim.clip_grad {config.clip_grad} must be above 0, or null for none")
     groups = parameter_groups(model, config, parameter_decay)
-    return create_optimizer_v2(groups, opt=config.name, lr=config.lr, momentum=config.momentum)
+    try:
+        return create_optimizer_v2(groups, opt=config.name, lr=config.lr, momentum=config.momentum)
+    except Exception as error:  # whatever an optional package raises where it does not work
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"optim.name={config.name} cannot be used here: {line}") from error
+
+
+def check_optimizer(name: str, device: torch.device) -> None:
+    """Raises UserError unless timm has an optimizer of this name and it can train here.
+
+    Args:
+        name: timm's, which may begin with ``lookahead_``.
+        device: where the parameters are.
+    """
+    base = name.removeprefix(LOOKAHEAD)
+    if base not in list_optimizers():
+        raise unknown_name("optimizer", name, list_optimizers())
+    info = get_optimizer_info(base)
+    if info.second_order:
+        raise UserError(
+            f"optim.name={name} needs second derivatives, which quantizers do not have: "
+            "choose another optimizer, such as adamw"
+        )
+    if info.opt_class is Kron:  # 10 GB for the largest layer of an 8-layer network
+        raise UserError(
+            f"optim.name={name} takes gigabytes to precondition one convolution: "
+            "choose another optimizer, such as adamw"
+        )
+    if not isinstance(info.opt_class, str):
+        return
+    package = info.opt_class.partition(".")[0]  # timm imports it when asked for its optimizer
+    if find_spec(package) is None:
+        raise UserError(
+            f"optim.name={name} needs the package {package}, which is not installed: "
+            "install it or choose another optimizer, such as adamw"
+        )
+    if device.type != "cuda":
+        raise UserError(
+            f"optim.name={name} runs on a GPU only (trainer.device=cuda): "
+            "choose another optimizer, such as adamw"
+        )
 
 
 def build_schedule(

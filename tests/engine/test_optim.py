@@ -1,10 +1,16 @@
 """Which parameters decay and how fast they learn, and the learning rate of every update."""
 
+import io
 import math
+import sys
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import pytest
+import timm.optim
 import torch
+from tiny import same
 from torch import nn
 
 from dqnet.engine.build import build_model
@@ -91,6 +97,92 @@ def test_sgd_is_nesterovs_with_the_given_momentum(model, settings):
 def test_optimizer_settings_out_of_range(settings, changes, message):
     with pytest.raises(UserError, match=message):
         build_optimizer(nn.Linear(2, 2), settings(**changes), 0.0)
+
+
+class EveryShape(nn.Module):
+    """A network with parameters of zero, one, two and four dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 3, 3, bias=False), nn.BatchNorm2d(3)
+        self.step_size, self.head = nn.Parameter(torch.tensor(0.5)), nn.Linear(3, 2)
+
+    def forward(self, images):
+        features = self.norm(self.conv(images)).relu() * self.step_size
+        return self.head(features.mean((2, 3)))
+
+
+def trained(settings, updates, state=None):
+    """A network and its optimizer after some updates, with a warm-up that begins at a rate of 0."""
+    torch.manual_seed(0)
+    network = EveryShape()
+    optimizer = build_optimizer(network, settings, 0.0)
+    schedule = build_schedule(optimizer, settings, EPOCHS, UPDATES)
+    if state is not None:
+        state.seek(0)
+        for part, content in zip(
+            (network, optimizer), torch.load(state, weights_only=True), strict=True
+        ):
+            part.load_state_dict(content)
+    for update in updates:
+        schedule.step_update(update)
+        torch.manual_seed(update)
+        loss = nn.functional.cross_entropy(network(torch.randn(4, 1, 6, 6)), torch.arange(4) % 2)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return network, optimizer
+
+
+#: optimizers that cannot train here, by what their names begin with; the rest can
+REFUSED = {
+    "adahessian": "needs second derivatives, which quantizers do not have",
+    "kron": "takes gigabytes to precondition one convolution",
+    "fused": "needs the package apex, which is not installed",
+    "bnb": "needs the package bitsandbytes, which is not installed",
+}
+
+
+@pytest.mark.parametrize("prefix", ["", "lookahead_"])
+@pytest.mark.parametrize("name", timm.optim.list_optimizers())
+def test_any_optimizer_trains_and_continues_or_is_refused(settings, monkeypatch, name, prefix):
+    for package in ("apex", "bitsandbytes"):
+        monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    chosen = settings(name=prefix + name, lr=0.01, warmup_epochs=0.5)
+    reason = next((why for begin, why in REFUSED.items() if name.startswith(begin)), None)
+    if reason is not None:
+        with pytest.raises(UserError, match=rf"optim\.name={prefix + name} {reason}") as caught:
+            trained(chosen, [])
+        assert "\n" not in str(caught.value)
+        return
+    before, _ = trained(chosen, [])
+    whole, _ = trained(chosen, range(8))
+    assert all(value.isfinite().all() for value in whole.state_dict().values())
+    moved = [
+        not torch.equal(a, b) for a, b in zip(whole.parameters(), before.parameters(), strict=True)
+    ]
+    assert all(moved)
+    file = io.BytesIO()
+    torch.save([part.state_dict() for part in trained(chosen, range(5))], file)
+    continued, _ = trained(chosen, range(5, 8), file)
+    assert same(dict(whole.state_dict()), dict(continued.state_dict()))
+
+
+def test_optimizers_of_other_packages_need_a_gpu(settings, monkeypatch):
+    module = ModuleType("apex")
+    module.__spec__ = ModuleSpec("apex", None)
+    monkeypatch.setitem(sys.modules, "apex", module)
+    with pytest.raises(UserError, match=r"fusedadam runs on a GPU only \(trainer\.device=cuda\)"):
+        trained(settings(name="fusedadam"), [])
+
+
+def test_whatever_an_optimizer_does_not_like_is_one_line(settings, monkeypatch):
+    def create(*args, **kwargs):
+        raise AssertionError("no extension\nfor this machine")
+
+    monkeypatch.setattr("dqnet.engine.optim.create_optimizer_v2", create)
+    with pytest.raises(UserError, match=r"optim\.name=lamb cannot be used here: no extension$"):
+        trained(settings(name="lamb"), [])
 
 
 def cosine(t, warmup):

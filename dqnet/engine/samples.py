@@ -30,7 +30,7 @@ class Samples:
     Attributes:
         images: uint8 ``[N, H, W, C]``, as the network saw them but for size; C is 1 or 3.
         labels, predictions: int64 ``[N]``.
-        top5_classes: int16 ``[N, min(5, classes)]``, the best class first.
+        top5_classes: int64 ``[N, min(5, classes)]``, the best class first.
         top5_probs: float32, likewise: their probabilities.
         scores: float16 ``[N, L, K]``: the controller's, before any budget.
         chosen: uint8 ``[N, L]``: index into ``widths`` of what each layer ran at.
@@ -92,7 +92,7 @@ def write_samples(
         images=thumbnails.array(),
         labels=evaluation.labels.numpy(),
         predictions=evaluation.predictions.numpy(),
-        top5_classes=evaluation.top_classes.numpy().astype(np.int16),
+        top5_classes=evaluation.top_classes.numpy(),
         top5_probs=evaluation.top_probabilities.numpy().astype(np.float32),
         scores=evaluation.scores.numpy().astype(np.float16),
         chosen=evaluation.chosen.numpy().astype(np.uint8),
@@ -111,4 +111,8 @@ def write_samples(
 def read_samples(path: Path) -> Samples:
     """What :func:`write_samples` wrote; no code in the file is run."""
     with np.load(path, allow_pickle=False) as arrays:
-        return Samples(**{field.name: arrays[field.name] for field in fields(Samples)})
+        read = {field.name: arrays[field.name] for field in fields(Samples)}
+    classes = read["top5_classes"]
+    if classes.dtype == np.int16:  # earlier versions wrote it; classes from 32,768 on are negative
+        read["top5_classes"] = classes.astype(np.uint16).astype(np.int64)
+    return Samples(**read)

@@ -22,8 +22,8 @@ class Gallery:
     """Images from the cheapest to the dearest.
 
     Attributes:
-        about: everything small, for JSON.
-        arrays: little-endian arrays in base64, by name; their types stand in ``about``.
+        about: everything small, for JSON; ``types`` are those of ``arrays``, as NumPy writes them.
+        arrays: little-endian arrays in base64, by name.
         sheets: sprite sheets in base64.
     """
 
@@ -43,14 +43,15 @@ def make_gallery(results: Results) -> Gallery:
     """The gallery of an evaluation; of a large one, an even selection over the cost order."""
     shown = spread(results.cheapest_first, LIMIT)
     samples = results.samples
+    class_type = "<u2" if len(results.class_names) <= 2**16 else "<u4"
     arrays = {
         "index": shown.astype("<u4"),
-        "label": results.labels[shown].astype("<u2"),
-        "prediction": results.predictions[shown].astype("<u2"),
+        "label": results.labels[shown].astype(class_type),
+        "prediction": results.predictions[shown].astype(class_type),
         "confidence": results.confidence[shown].astype("<f4"),
         "chosen": samples.chosen[shown].astype("u1"),
         "scores": samples.scores[shown].astype("<f2"),
-        "topClasses": samples.top5_classes[shown].astype("<u2"),
+        "topClasses": samples.top5_classes[shown].astype(class_type),
         "topProbs": samples.top5_probs[shown].astype("<f4"),
     }
     if results.cost is not None:
@@ -61,6 +62,7 @@ def make_gallery(results: Results) -> Gallery:
     about = {
         "count": len(shown),
         "evaluated": len(results.labels),
+        "types": {name: array.dtype.str for name, array in arrays.items()},
         "classes": results.class_names,
         "layers": results.layers,
         "widths": [

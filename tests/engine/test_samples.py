@@ -14,7 +14,8 @@ from tiny import ROUTED
 
 from dqnet.config import ReportConfig
 from dqnet.data import load_data
-from dqnet.engine.samples import MAX_SIDE, Thumbnails, read_samples
+from dqnet.engine.evaluate import Evaluation
+from dqnet.engine.samples import MAX_SIDE, Thumbnails, read_samples, write_samples
 from dqnet.errors import UserError
 
 
@@ -66,6 +67,49 @@ def test_samples_are_those_of_the_other_files(run, measure, config, written, tmp
     assert samples.scores.shape == (len(rows), len(layers), max(1, len(samples.widths)))
     best = np.take_along_axis(samples.scores, samples.chosen[..., None].astype(int), 2)
     assert (best[..., 0] == samples.scores.max(2)).all()
+
+
+#: on both sides of the largest value of 16-bit integers, without and with a sign
+MANY = (0, 32_767, 32_768, 65_535, 65_536, 81_312)
+
+
+def write_many_classes(path):
+    """Writes ``samples.npz`` of a float model that knows 81,313 classes, one image each."""
+    labels = torch.tensor(MANY)
+    count = len(labels)
+    evaluation = Evaluation(
+        labels=labels,
+        top_classes=labels[:, None],
+        top_probabilities=torch.ones(count, 1, dtype=torch.float64),
+        losses=torch.zeros(count),
+        cost=None,
+        mean_widths=None,
+        chosen=torch.zeros(count, 0, dtype=torch.int64),
+        scores=torch.zeros(count, 0, 1),
+        widths=(),
+        layers=(),
+    )
+    thumbnails = Thumbnails([0.0], [1.0])
+    list(thumbnails.of([(torch.zeros(count, 1, 4, 4), labels)]))
+    write_samples(path, evaluation, thumbnails, [])
+
+
+def test_classes_beyond_sixteen_bits(tmp_path):
+    write_many_classes(tmp_path / "samples.npz")
+    samples = read_samples(tmp_path / "samples.npz")
+    assert samples.labels.tolist() == samples.predictions.tolist() == list(MANY)
+    assert samples.top5_classes[:, 0].tolist() == list(MANY)
+
+
+def test_classes_in_files_of_earlier_versions(tmp_path):
+    path = tmp_path / "samples.npz"
+    write_many_classes(path)
+    with np.load(path) as arrays:
+        content = dict(arrays)
+    content["top5_classes"] = content["top5_classes"].astype(np.int16)
+    np.savez(path, **content)
+    found = read_samples(path).top5_classes[:, 0].tolist()
+    assert found[:4] == list(MANY[:4])  # of more classes the file has lost which they were
 
 
 def test_without_a_report_there_are_no_samples(run, measure, tmp_path):

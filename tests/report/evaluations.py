@@ -68,7 +68,7 @@ def write_evaluation(
         images=pixels,
         labels=labels,
         predictions=top[:, 0],
-        top5_classes=top.astype(np.int16),
+        top5_classes=top,
         top5_probs=top_probs,
         scores=scores,
         chosen=chosen.astype(np.uint8),

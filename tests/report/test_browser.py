@@ -250,6 +250,30 @@ def test_models_without_routing(tmp_path, visit, quantized):
     assert shown(page) == sum(not row["correct"] for row in made.rows)
 
 
+@pytest.mark.parametrize("count, beyond", [(2**16, 2**15), (81_313, 2**16)])
+def test_many_classes(tmp_path, visit, monkeypatch, count, beyond):
+    monkeypatch.setattr("dqnet.report.html.figures_of", lambda *_: [])
+    classes = tuple(f"class {i}" for i in range(count))
+    made = write_evaluation(tmp_path, images=60, classes=classes, layers=())
+    page = visit(write_report(made.folder), viewport={"width": 1400, "height": 900})
+    assert max(row["prediction"] for row in made.rows) >= beyond
+    names = page.eval_on_selector_all(
+        IMAGES,
+        "all => all.map(c => [c.dataset.image, c.querySelector('.label').textContent, c.title])",
+    )
+    assert len(names) == len(made.rows)
+    for index, label, title in names:
+        row = made.rows[int(index)]
+        assert label == f"class {row['label']}"
+        assert title == f"{label} → class {row['prediction']}"
+    page.click(IMAGES)
+    best = page.eval_on_selector_all(
+        "#detail-classes > :nth-child(3n + 1)", "names => names.map(n => n.textContent)"
+    )
+    expected = made.top_classes[int(names[0][0])].tolist()
+    assert [name.removesuffix(" (label)") for name in best] == [f"class {i}" for i in expected]
+
+
 def test_ten_thousand_images(tmp_path, visit, monkeypatch):
     # Figures take seconds to draw, and do not grow with the images.
     monkeypatch.setattr("dqnet.report.html.figures_of", lambda *_: [])

@@ -4,27 +4,21 @@ const byId = (id) => document.getElementById(id);
 const about = JSON.parse(byId("about").textContent);
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 
-function array(name, Type) {
-  const source = byId(`array-${name}`);
-  return source && new Type(bytes(source.textContent).buffer);
-}
-
-const data = {
-  index: array("index", Uint32Array),
-  label: array("label", Uint16Array),
-  prediction: array("prediction", Uint16Array),
-  confidence: array("confidence", Float32Array),
-  chosen: array("chosen", Uint8Array),
-  scores: array("scores", Uint16Array),
-  topClasses: array("topClasses", Uint16Array),
-  topProbs: array("topProbs", Float32Array),
-  cost: array("cost", Float64Array),
+// By NumPy's names. Halves are read as their bits: Float16Array is younger than many browsers.
+const TYPES = {
+  "|u1": Uint8Array, "<u2": Uint16Array, "<u4": Uint32Array,
+  "<f2": Uint16Array, "<f4": Float32Array, "<f8": Float64Array,
 };
+
+// What was written: index, label, prediction, confidence, chosen, scores, topClasses, topProbs, and
+// cost if there is one.
+const data = Object.fromEntries(Object.entries(about.types).map(([name, type]) => [
+  name, new TYPES[type](bytes(byId(`array-${name}`).textContent).buffer),
+]));
 const { layers, widths, classes } = about;
 const ROWS = 6; // of cards on a page
 const STEPS = 1000; // of the cost sliders
 
-// Float16Array is younger than many browsers.
 function half(bits) {
   const exponent = (bits >> 10) & 31;
   const fraction = bits & 1023;

@@ -104,7 +104,7 @@ def float_state_dict(content: dict[str, Any], names: Collection[str]) -> dict[st
         content: the checkpoint's.
         names: of the float model's weights. They decide what is a prefix.
     """
-    while True:
+    for _ in range(4):  # not without end: a stranger's dictionary may contain itself
         inner = (content.get(key) for key in (*AVERAGES, *WEIGHTS))
         state = next((value for value in inner if isinstance(value, dict) and value), None)
         if state is None:

@@ -276,6 +276,14 @@ def test_a_pickled_model_is_refused(create, tmp_path, wrap):
         load_float_weights(create(), tmp_path / "w.pt")
 
 
+def test_a_dictionary_within_itself_ends(create, tmp_path):
+    content = {"epoch": 3}
+    content["model"] = content
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"another model: it lacks 'conv1\.weight'"):
+        load_float_weights(create(), tmp_path / "w.pt")
+
+
 def damaged(content):
     """A file with this content."""
     return lambda path: path.write_bytes(content)

@@ -27,6 +27,7 @@ from dqnet.engine.lock import LOCK
 from dqnet.engine.one_report import lost_process, one_report
 from dqnet.engine.stop import Stopped
 from dqnet.errors import UserError, unknown_name
+from dqnet.overrides import as_hydra_reads
 from dqnet.sweep.failure import clear_failure, write_failure
 
 T = TypeVar("T")
@@ -149,7 +150,7 @@ def start(main: Callable[[], Any], config_dir: Path, config_name: str, sweeps: b
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     # Hydra prints its errors itself, over several lines; this makes it raise them instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv[1:] = [_quoted(argument) for argument in sys.argv[1:]]
+    sys.argv[1:] = [as_hydra_reads(argument, sweeps) for argument in sys.argv[1:]]
     try:
         if not sweeps and {"-m", "--multirun"} & set(sys.argv):
             _end(f"error: {Path(sys.argv[0]).name} takes no -m: start it once for each")
@@ -161,16 +162,6 @@ def start(main: Callable[[], Any], config_dir: Path, config_name: str, sweeps: b
     except KeyboardInterrupt as error:
         status = error.status if isinstance(error, Stopped) else INTERRUPTED
         _end("interrupted; the same command continues", status)
-
-
-def _quoted(argument: str) -> str:
-    """``checkpoint=runs/quant=lsq`` as Hydra reads it: run folders have = and , in their names.
-
-    Only what names a file or folder that exists is taken as it stands; NAME=VALUE stays the syntax.
-    """
-    name, equals, value = argument.partition("=")
-    odd = set("=,[]{}()") & set(value) and not set("'\"$\\") & set(value)
-    return f"{name}='{value}'" if equals and odd and Path(value).exists() else argument
 
 
 def _end(line: str, status: int = 1) -> NoReturn:

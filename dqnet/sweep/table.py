@@ -23,7 +23,7 @@ def print_outcome(console: Console, number: int, total: int, outcome: Outcome) -
 
 def print_outcomes(console: Console, folder: Path, outcomes: Sequence[Outcome]) -> None:
     """Top-1 and Bit-FLOPs of the runs below ``folder``, and why the others failed."""
-    table = Table(title=f"runs in {folder}", title_justify="left")
+    table = Table(title=escape(f"runs in {folder}"), title_justify="left")
     table.add_column("")
     table.add_column("top-1", justify="right", no_wrap=True)
     table.add_column("Bit-FLOPs", justify="right", no_wrap=True)

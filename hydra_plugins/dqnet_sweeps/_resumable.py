@@ -17,6 +17,7 @@ from rich.console import Console
 from dqnet.cli import run_name, to_object
 from dqnet.config import TrainConfig
 from dqnet.errors import UserError
+from dqnet.overrides import as_hydra_reads
 from dqnet.processes import launched
 from dqnet.sweep.failure import clear_failure
 from dqnet.sweep.outcome import Outcome, earlier_outcome, outcome
@@ -55,9 +56,9 @@ class ResumableSweeper(Sweeper):
         return Path(self.config.hydra.sweep.dir)
 
     def parse(self, overrides: Iterable[str]) -> list[Override]:
-        """Overrides as Hydra understands them."""
+        """Settings as they are typed, on the command line or in a sweep's file."""
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        return parser.parse_overrides(list(overrides))
+        return parser.parse_overrides([as_hydra_reads(o) for o in overrides])
 
     def job(self, overrides: Iterable[str], distinguishing: Iterable[str]) -> Job:
         """Composes a job.

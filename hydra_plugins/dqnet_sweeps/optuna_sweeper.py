@@ -6,8 +6,10 @@ starts a search anew each time.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from hydra_plugins.dqnet_sweeps._resumable import Job, ResumableSweeper
 
 if TYPE_CHECKING:  # slow to import, and Hydra imports this file at each start
     from optuna.samplers import BaseSampler
+    from optuna.storages import BaseStorage
     from optuna.study import Study
     from optuna.trial import FrozenTrial, Trial
 
@@ -45,7 +48,7 @@ class OptunaSweeper(ResumableSweeper):
         n_jobs: trials proposed and run at a time.
         sampler: makes an Optuna sampler. A seed of its own takes the place of ``seed``.
         seed: of the proposals.
-        storage: Optuna's database.
+        storage: URL of Optuna's database; ``None``: ``study.db`` in the sweep's folder.
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class OptunaSweeper(ResumableSweeper):
         n_jobs: int,
         sampler: Callable[..., BaseSampler],
         seed: int,
-        storage: str,
+        storage: str | None,
     ) -> None:
         self.params, self.bounds = dict(params or {}), dict(bounds or {})
         self.objectives = dict(objectives or {"val_top1": "maximize"})
@@ -110,7 +113,7 @@ class OptunaSweeper(ResumableSweeper):
         import optuna
 
         study = optuna.create_study(
-            storage=self.storage,
+            storage=self._storage(),
             study_name="dqnet",
             directions=list(self.objectives.values()),
             sampler=self._sampler(0),
@@ -131,6 +134,15 @@ class OptunaSweeper(ResumableSweeper):
                     "choose another hydra.sweep.dir, or remove that folder"
                 )
         return study
+
+    def _storage(self) -> BaseStorage | str:
+        """Optuna's database; the folder may have any name, which a URL would give a meaning to."""
+        import optuna
+
+        if self.storage is not None:
+            return self.storage
+        connect = partial(sqlite3.connect, self.folder / "study.db", check_same_thread=False)
+        return optuna.storages.RDBStorage("sqlite:///study.db", engine_kwargs={"creator": connect})
 
     def _search(self, study: Study, count: int) -> list[Outcome]:
         """Runs ``count`` trials: cut-off ones, failed ones of earlier starts, then new ones."""

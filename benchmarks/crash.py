@@ -176,11 +176,11 @@ def _position(folder: Path) -> tuple[int | None, int | None]:
 
 
 def _content(folder: Path) -> dict[str, Any]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     files: dict[str, Any] = {
         "files": sorted(p.name for p in folder.iterdir()),
         "metrics": [json.loads(line) for line in lines],
-        "summary": json.loads((folder / "summary.json").read_text()),
+        "summary": json.loads((folder / "summary.json").read_text(encoding="utf-8")),
     }
     for name in ("last.pt", "best.pt"):
         files[name] = torch.load(folder / name, weights_only=True)
@@ -241,7 +241,7 @@ def main() -> None:
     }
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(content, indent=2) + "\n")
+        arguments.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     sys.exit(identical != len(kills))
 
 

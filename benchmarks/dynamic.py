@@ -35,6 +35,7 @@ from benchmarks.textbook import TextbookConv2d, textbook_network
 from dqnet.engine.memory import keep_freed_memory
 from dqnet.layers import QuantConv2d
 from dqnet.network import QuantizedModel
+from dqnet.standard_output import take_every_character
 
 SMALL, LARGE = ("resnet20_cifar", 32, 128), ("resnet18", 224, 8)
 WIDTHS = {3: (2, 3, 4), 5: (2, 3, 4, 5, 6), 8: (2, 3, 4, 5, 6, 7, 8, 9)}
@@ -191,8 +192,7 @@ def _peak_in_a_new_process(network: tuple[str, int, int], form: str, device: str
         "import torch; from benchmarks.dynamic import peak_memory; "
         f"print(peak_memory(*{network!r}, {form!r}, torch.device({device!r})))"
     )
-    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                              check=True).stdout)  # fmt: skip
+    return int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
 
 
 class Report:
@@ -301,13 +301,14 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--out", type=Path, help="where the JSON goes")
     arguments = parser.parse_args()
+    take_every_character()
     keep_freed_memory()  # as training does, for every form alike
     report = run(arguments.quick, torch.device(arguments.device))
     report.print(Console())
     content = {"machine": machine(), "command": " ".join(sys.argv[1:]), "rows": report.rows}
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(content, indent=2) + "\n")
+        arguments.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def resident_bytes(field: str, process: int | str = "self") -> int:
         process: its number; this one by default.
     """
     path = Path(f"/proc/{process}/status")
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith(f"{field}:"):
             return 1024 * int(line.split()[1])
     raise RuntimeError(f"{path} has no {field}")
@@ -88,7 +88,7 @@ def resident_bytes(field: str, process: int | str = "self") -> int:
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on and with."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return {
         "cpu": models[0] if models else platform.processor(),

@@ -28,6 +28,7 @@ from dqnet.engine.one_report import lost_process, one_report
 from dqnet.engine.stop import Stopped
 from dqnet.errors import UserError, unknown_name
 from dqnet.overrides import as_hydra_reads
+from dqnet.standard_output import take_every_character
 from dqnet.sweep.failure import clear_failure, write_failure
 
 T = TypeVar("T")
@@ -39,8 +40,7 @@ RUN_FILES = ("last.pt", "previous.pt", "best.pt", "summary.json")
 #: exit status after Ctrl-C, 128 + the signal's number
 INTERRUPTED = 130
 #: what Hydra's ValueError says about model=3
-_BAD_CHOICE = "Config group override must be"
-#: and about -m with --cfg
+_BAD_CHOICE = "Config group override must be"  # and about -m with --cfg:
 _TWO_MODES = "Only one of --run"
 
 
@@ -87,7 +87,7 @@ def run_name(overrides: Iterable[str]) -> str:
     name = name.encode()[:120].decode(errors="ignore")
     if name == whole:
         return name
-    return f"{name}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+    return f"{name}-{hashlib.sha256(whole.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
 
 
 def job(run: Callable[[], T], folder: Path | None = None) -> T | None:
@@ -102,6 +102,7 @@ def job(run: Callable[[], T], folder: Path | None = None) -> T | None:
     Returns:
         What ``run`` returns; ``None`` if it failed within a sweep.
     """
+    take_every_character()  # in a sweep's own processes too
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     if in_sweep and folder is not None:
         print(os.path.relpath(folder), flush=True)
@@ -147,6 +148,7 @@ def start(main: Callable[[], Any], config_dir: Path, config_name: str, sweeps: b
         config_name: the file that it composes.
         sweeps: whether ``-m`` means something to it.
     """
+    take_every_character()
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     # Hydra prints its errors itself, over several lines; this makes it raise them instead.
     os.environ["HYDRA_FULL_ERROR"] = "1"

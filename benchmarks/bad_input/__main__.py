@@ -50,7 +50,7 @@ def attempt(case: Case, folder: Path) -> tuple[int, list[str]]:
 
     The process is a copy of this one, which spares it the seconds that imports take.
     """
-    with tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         sys.stdout.flush()
         child = os.fork()
         if child == 0:

@@ -30,7 +30,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 def make_files(folder: Path) -> None:
     """Fills an empty folder."""
     (folder / "empty").mkdir()
-    (folder / "text.pt").write_text("hello\n")
+    (folder / "text.pt").write_text("hello\n", encoding="utf-8")
     _make_weights(folder)
     _make_trained(folder)
     for name, change in IMAGE_FOLDERS.items():
@@ -206,7 +206,7 @@ def _broken_link(root: Path) -> None:
 
 def _all_damaged(root: Path) -> None:
     for path in (root / "test/dog").iterdir():
-        path.write_text("hello\n")
+        path.write_text("hello\n", encoding="utf-8")
 
 
 def _deep(dtype: type[np.generic]) -> Callable[[Path], None]:
@@ -226,7 +226,7 @@ IMAGE_FOLDERS: dict[str, Callable[[Path], Any]] = {
     "locked_image": lambda root: (root / "train/cat/0.png").chmod(0),
     "cut_png": lambda root: _cut(root / "train/dog/1.png"),
     "cut_jpeg": _cut_jpeg,
-    "text_image": lambda root: (root / "train/dog/1.png").write_text("hello\n"),
+    "text_image": lambda root: (root / "train/dog/1.png").write_text("hello\n", encoding="utf-8"),
     "empty_image": lambda root: (root / "test/cat/0.png").write_bytes(b""),
     "floats": _deep(np.float32),
     "integers": _deep(np.int32),
@@ -263,6 +263,6 @@ SHARDS: dict[str, Callable[[Path], Any]] = {
     "negative_offset": _column("offset", lambda offset: -offset),
     "float_shard": _column("shard", lambda shard: shard.astype(float)),
     "other_shard": _column("shard", lambda shard: shard + 1),
-    "no_classes_info": lambda root: (root / "_info.json").write_text('{"splits": {}}'),
-    "list_info": lambda root: (root / "_info.json").write_text("[1]"),
+    "no_classes_info": lambda root: (root / "_info.json").write_text('{"splits": {}}', "utf-8"),
+    "list_info": lambda root: (root / "_info.json").write_text("[1]", "utf-8"),
 }

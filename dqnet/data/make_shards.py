@@ -24,6 +24,7 @@ from dqnet.data.folder import scan
 from dqnet.data.shards import INFO, PARTS
 from dqnet.data.splits import ImageFiles
 from dqnet.errors import UserError
+from dqnet.standard_output import take_every_character
 
 MEGABYTE = 2**20
 
@@ -59,7 +60,7 @@ def make_shards(
             if name == "train":
                 order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0))
             info["splits"][name] = _write(files, order, destination, name, shard_size * MEGABYTE)
-        (destination / INFO).write_text(json.dumps(info, indent=2) + "\n")
+        (destination / INFO).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{error.filename or destination}: {error.strerror}") from error
     return info
@@ -118,6 +119,7 @@ def main() -> None:
     parser.add_argument("--shard-size", type=float, default=256, help="megabytes (default: 256)")
     parser.add_argument("--skip-damaged", action="store_true", help="leave damaged images out")
     options = parser.parse_args()
+    take_every_character()
     try:
         info = make_shards(**vars(options))
     except UserError as error:

@@ -61,7 +61,7 @@ def _info(root: Path) -> list[tuple[str, ...]]:
         raise UserError(f"data.root {root} is not a folder")
     path = root / INFO
     try:
-        info = json.loads(path.read_text())
+        info = json.loads(path.read_text(encoding="utf-8"))
         lists = [info["class_names"], *(info["splits"][name]["filenames"] for name in PARTS)]
     except FileNotFoundError as error:
         raise UserError(

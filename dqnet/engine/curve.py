@@ -115,7 +115,7 @@ def write_curve(path: Path, points: Sequence[Mapping[str, float]]) -> None:
     """Writes ``curve.csv``, atomically: one row per point, its columns are their keys."""
 
     def write(temporary: Path) -> None:
-        with temporary.open("w", newline="") as file:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
             rows = csv.DictWriter(file, list(points[0]))
             rows.writeheader()
             rows.writerows(points)

@@ -67,7 +67,7 @@ def append_line(path: Path, line: str) -> None:
     """
     if not is_main():
         return
-    with _refusal_in_one_line(path), path.open("a") as file:
+    with _refusal_in_one_line(path), path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -85,7 +85,7 @@ def write_text(path: Path, text: str) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file."""
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @contextmanager

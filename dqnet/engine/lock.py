@@ -33,7 +33,7 @@ def held(folder: Path, wait: bool = True) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a") as file:
+    with (folder / LOCK).open("ab") as file:
         if not _lock(file.fileno()):
             if not wait:
                 raise UserError(f"another process is at work in {folder}")

@@ -38,7 +38,8 @@ class MetricsFile:
         """Drops what was written after the checkpoint that a run continues from."""
         # A line that was cut off while it was written belongs to an epoch that runs again.
         kept = [line for line in self._lines() if json.loads(line)["epoch"] < epochs]
-        write_atomically(self.path, lambda temporary: temporary.write_text("".join(kept)) and None)
+        text = "".join(kept)
+        write_atomically(self.path, lambda temporary: temporary.write_text(text, "utf-8") and None)
 
     def append(self, metrics: dict[str, Any]) -> None:
         """Adds one epoch."""
@@ -49,8 +50,8 @@ class MetricsFile:
         return [json.loads(line) for line in self._lines()]
 
     def _lines(self) -> list[str]:
-        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
-        return [line for line in lines if line.endswith("\n")]
+        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 class WandbLogger:

@@ -43,6 +43,7 @@ from dqnet.report.groups import group
 from dqnet.report.keep import keep
 from dqnet.report.pairs import pair
 from dqnet.report.runs import find_runs
+from dqnet.standard_output import take_every_character
 
 
 def compare(
@@ -88,7 +89,7 @@ def compare(
         write_csv(out / "cascades.csv", cascade_rows(cascades))
         draw(groups, pairs, title, [out / "compare.png", out / "compare.pdf"])
         text = [f"# {title}", "![accuracy against Bit-FLOPs](compare.png)", *map(markdown, tables)]
-        (out / "compare.md").write_text("\n\n".join(text) + "\n")
+        (out / "compare.md").write_text("\n\n".join(text) + "\n", "utf-8", "surrogateescape")
     except OSError as error:
         raise UserError(f"{error.filename or out} cannot be written: {error.strerror}") from error
     for table in tables:
@@ -112,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--keep", metavar="DIR", type=Path, help="copy the runs' small files to DIR/NAME"
     )
     options = parser.parse_args(arguments)
+    take_every_character()
     try:
         compare(options.folders, options.out, options.title, options.keep)
     except UserError as error:

@@ -60,7 +60,7 @@ def write_csv(path: Path, rows: Rows) -> None:
     if not rows:
         path.unlink(missing_ok=True)
         return
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -18,7 +18,7 @@ Points = list[dict[str, float]]
 
 def write_figure(folder: Path) -> list[Path]:
     """Draws ``curve.csv`` and ``eval.json`` of ``folder``; returns the files that it wrote."""
-    with (folder / "curve.csv").open(newline="") as file:
+    with (folder / "curve.csv").open(encoding="utf-8", newline="") as file:
         points = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
     curve_figure(points, read_json(folder / "eval.json")).save(folder)
     return [folder / "curve.png", folder / "curve.pdf"]

@@ -53,7 +53,7 @@ def write_report(folder: Path, baselines: Sequence[Path] = ()) -> Path:
     for figure in figures:
         figure.save(report)
 
-    script = (TEMPLATE / "page.js").read_text()
+    script = (TEMPLATE / "page.js").read_text(encoding="utf-8")
     controls = results.figures.get("controls") or {}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE),
@@ -72,11 +72,12 @@ def write_report(folder: Path, baselines: Sequence[Path] = ()) -> Path:
         baselines=[(described(run), run) for run in runs],
         run=provenance_of(folder, results.figures),
         show=lambda value: unit_for(value).show(value),
-        style=Markup((TEMPLATE / "page.css").read_text()),
+        style=Markup((TEMPLATE / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
         # The page's own script is the only one that a browser runs, whatever the data hold.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
     )
     path = report / "index.html"
-    write_atomically(path, lambda temporary: temporary.write_text(page, "utf-8") and None)
+    content = page.encode("utf-8", "surrogateescape")  # a path need not be text
+    write_atomically(path, lambda temporary: temporary.write_bytes(content) and None)
     return path

@@ -87,7 +87,7 @@ def read_results(folder: Path) -> Results:
         samples = read_samples(folder / "samples.npz")
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{folder / 'samples.npz'} cannot be read: {error}") from error
-    with (folder / "per_sample.csv").open(newline="") as file:
+    with (folder / "per_sample.csv").open(encoding="utf-8", newline="") as file:
         head, *rows = csv.reader(file)
     if tuple(head[: len(_HEAD)]) != _HEAD or not rows:
         raise UserError(f"{folder / 'per_sample.csv'} has no images, or not eval.py's columns")
@@ -135,7 +135,7 @@ def _read_curve(path: Path, figures: dict[str, Any]) -> tuple[dict[str, float], 
     """The curve by rising cost; none if it passes by the evaluation, being of another one."""
     if not path.exists():
         return ()
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         rows = [
             {key: float(value) for key, value in row.items() if value}
             for row in csv.DictReader(file)

@@ -200,7 +200,7 @@ def _curve(path: Path) -> tuple[CurvePoint, ...]:
     if not path.exists():
         return ()
     try:
-        with path.open(newline="") as file:
+        with path.open(encoding="utf-8", newline="") as file:
             points = [
                 CurvePoint(*(float(row[name]) for name in CurvePoint.__dataclass_fields__))
                 for row in csv.DictReader(file)
@@ -212,7 +212,7 @@ def _curve(path: Path) -> tuple[CurvePoint, ...]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):

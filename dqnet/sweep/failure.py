@@ -17,13 +17,13 @@ def write_failure(folder: Path, error: BaseException) -> None:
         reason = f"{type(error).__name__}: {reason}".removesuffix(": ")
     folder.mkdir(parents=True, exist_ok=True)
     account = "".join(traceback.format_exception(error))
-    (folder / FILE).write_text(f"{reason}\n\n{account}")
+    (folder / FILE).write_text(f"{reason}\n\n{account}", "utf-8", "backslashreplace")
 
 
 def read_failure(folder: Path) -> str | None:
     """The reason, or ``None`` if the run did not fail."""
     path = folder / FILE
-    return path.read_text().partition("\n")[0] if path.exists() else None
+    return path.read_text(encoding="utf-8").partition("\n")[0] if path.exists() else None
 
 
 def clear_failure(folder: Path) -> None:

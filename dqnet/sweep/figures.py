@@ -24,7 +24,7 @@ def best_figures(folder: Path, names: list[str]) -> dict[str, float]:
         UserError: if the run has no such figure, as a float network has no Bit-FLOPs.
     """
     best = read_json(folder / "summary.json")["best_epoch"]
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     metrics = next(m for m in map(json.loads, lines) if m["epoch"] == best)
     for name in names:
         if metrics[name] is None:

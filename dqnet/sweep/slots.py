@@ -37,7 +37,7 @@ class Slot:
         if hasattr(os, "sched_setaffinity"):  # Linux
             os.sched_setaffinity(0, self.cores)
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a") as file:
+        with log.open("a", encoding="utf-8") as file:
             os.dup2(file.fileno(), sys.stdout.fileno())
             os.dup2(file.fileno(), sys.stderr.fileno())
         threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()

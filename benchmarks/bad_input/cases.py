@@ -181,6 +181,7 @@ FOLDERS = _train(
     (f"{_FOLDER}no_classes", "no_classes/train has no class folders"),
     (f"{_FOLDER}empty_class", "class folders without images: eel"),
     (f"{_FOLDER}only_text", "without images: dog"),
+    (f"{_FOLDER}flat_test", "flat_test/test has no class folders", "flat_test/val/CLASS"),
     (f"{_FOLDER}one_class", "1 class", "at least 2"),
     (f"{_FOLDER}other_classes", "classes", "differ", "eel"),
     (f"{_FOLDER}good data.size=100000", "GiB in memory", "data.cache=false"),

@@ -194,6 +194,13 @@ def _only_text(root: Path) -> None:
         path.rename(path.with_suffix(".txt"))
 
 
+def _flat_test(root: Path) -> None:
+    for path in (root / "test").glob("*/*.png"):
+        path.rename(root / "test" / f"{path.parent.name}{path.name}")
+    for name in ("cat", "dog"):
+        (root / "test" / name).rmdir()
+
+
 def _one_class(root: Path) -> None:
     for part in ("train", "test"):
         shutil.rmtree(root / part / "dog")
@@ -221,6 +228,7 @@ IMAGE_FOLDERS: dict[str, Callable[[Path], Any]] = {
     "empty_class": lambda root: [(root / p / "eel").mkdir() for p in ("train", "test")],
     "only_text": _only_text,
     "one_class": _one_class,
+    "flat_test": _flat_test,
     "other_classes": lambda root: (root / "test/dog").rename(root / "test/eel"),
     "locked_class": lambda root: (root / "train/cat").chmod(0),
     "locked_image": lambda root: (root / "train/cat/0.png").chmod(0),

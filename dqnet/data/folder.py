@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from torchvision.datasets import ImageFolder
 
 from dqnet.config import DataConfig
+from dqnet.data.class_folders import (
+    IMAGE_SUFFIXES,
+    class_folders,
+    files_below,
+    images_outside,
+    unreadable,
+)
 from dqnet.data.decode import find_damaged, read_images
-from dqnet.data.splits import ImageArray, ImageFiles, Part, Splits
+from dqnet.data.splits import DAMAGED, ImageArray, ImageFiles, Part, Splits
 from dqnet.errors import UserError
+
+#: why files are left out, beside those that are damaged
+NO_IMAGE = "files that are not images by their suffix"
+OUTSIDE = "images outside of class folders"
 
 MAX_CACHE_BYTES = 8 * 2**30
 
@@ -20,9 +29,11 @@ MAX_CACHE_BYTES = 8 * 2**30
 def load(config: DataConfig) -> Splits:
     """Images under ``config.root``, of ``config.size`` x ``config.size`` pixels, RGB.
 
-    The test part is ``test/`` or else ``val/`` (ImageNet's name for it). Classes are numbered in
-    alphabetical order. ``config.cache`` decodes every file once and keeps the pixels.
-    ``config.damaged="skip"`` reads every file beforehand and leaves the damaged ones out.
+    The test part is ``test/``, or ``val/`` (ImageNet's name for it) where ``test/`` is missing or
+    has none of the classes. Classes are numbered in alphabetical order.
+    :mod:`dqnet.data.class_folders` says what is passed over. ``config.cache`` decodes every file
+    once and keeps the pixels. ``config.damaged="skip"`` reads every file beforehand and leaves
+    the damaged ones out.
 
     Raises:
         UserError: a folder is null, missing, unreadable, without classes or without images, the
@@ -32,7 +43,7 @@ def load(config: DataConfig) -> Splits:
     if config.root is None:
         raise UserError("give the folder of the images with data.root=PATH")
     root, skip = Path(config.root).expanduser(), config.damaged == "skip"
-    class_names, train, test, damaged = scan(root, skip)
+    class_names, train, test, left_out = scan(root, skip)
     size = config.size
     num_bytes = 3 * size**2 * (len(train) + len(test))
     if config.cache and num_bytes > MAX_CACHE_BYTES:
@@ -46,78 +57,104 @@ def load(config: DataConfig) -> Splits:
         num_classes=len(class_names),
         class_names=class_names,
         image_shape=(3, size, size),
-        damaged=damaged,
+        left_out=left_out,
     )
 
 
-def scan(root: Path, skip: bool) -> tuple[tuple[str, ...], ImageFiles, ImageFiles, tuple[str, ...]]:
-    """The class names, the training and the test files, and those that were left out if ``skip``.
+def scan(root: Path, skip: bool) -> tuple[tuple[str, ...], ImageFiles, ImageFiles, dict[str, str]]:
+    """The class names, the training and the test files, and what was left out: path → why.
+
+    Args:
+        root: with the folders of both parts.
+        skip: whether damaged images are looked for and left out.
 
     Raises:
         UserError: a folder is missing, unreadable, without classes or without images, or the
             classes of the parts differ.
     """
     try:
-        train_folder, test_folder = _part_folders(root)
+        train_folder, test_folders = _part_folders(root)
     except PermissionError as error:
-        raise _unreadable(error) from error
-    class_names, train, damaged_train = _scan_part(train_folder, skip)
-    test_class_names, test, damaged_test = _scan_part(test_folder, skip)
-    if class_names != test_class_names:
+        raise unreadable(error) from error
+    classes = class_folders(train_folder)
+    if not classes:
+        raise UserError(f"{train_folder} has no class folders")
+    left_out: dict[str, str] = {}
+    test_folder, test_classes = _labelled(test_folders, set(classes))
+    if test_folder != test_folders[0]:
+        left_out[str(test_folders[0])] = f"folder without the classes ({test_folder} is measured)"
+    if not test_classes:
+        raise UserError(
+            f"{test_folder} has no class folders: the images to measure by belong into "
+            f"{root}/test/CLASS or {root}/val/CLASS, with the classes of {train_folder}"
+        )
+    if classes.keys() != test_classes.keys():
         raise UserError(
             f"the classes of {train_folder} and {test_folder} differ; only in one of them: "
-            + _few(sorted(set(class_names) ^ set(test_class_names)))
+            + _few(sorted(classes.keys() ^ test_classes.keys()))
         )
-    return class_names, train, test, damaged_train + damaged_test
+    every = {*classes.values(), *test_classes.values()}
+    train, test = (
+        _scan_part(folder, list(classes), every, skip, left_out)
+        for folder in (train_folder, test_folder)
+    )
+    return tuple(classes), train, test, left_out
 
 
-def _part_folders(root: Path) -> tuple[Path, Path]:
+def _part_folders(root: Path) -> tuple[Path, list[Path]]:
+    """The training folder, and those that may be the test part."""
     if not root.is_dir():
         raise UserError(f"data.root {root} is not a folder")
     train_folder = root / "train"
     if not train_folder.is_dir():
         raise UserError(f"{root} has no folder train/ (expected: train/CLASS/* and test/CLASS/*)")
-    test_folder = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    if test_folder is None:
+    test_folders = [root / name for name in ("test", "val") if (root / name).is_dir()]
+    if not test_folders:
         raise UserError(f"{root} has neither a folder test/ nor val/")
-    return train_folder, test_folder
+    return train_folder, test_folders
 
 
-def _scan_part(folder: Path, skip: bool) -> tuple[tuple[str, ...], ImageFiles, tuple[str, ...]]:
-    """The class names of a part, its files, and those that were left out if ``skip``."""
-    _check_readable(folder)
-    try:
-        found = ImageFolder(str(folder), allow_empty=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} has no class folders") from error
-    if not found.samples:
-        raise UserError(f"{folder} has no images (looked for {', '.join(found.extensions)})")
-    paths, labels = [path for path, _ in found.samples], torch.tensor(found.targets)
-    damaged = find_damaged(paths) if skip else []
-    left_out = tuple(paths[i] for i in damaged)
-    if damaged:
-        kept = sorted(set(range(len(paths))) - set(damaged))
-        paths, labels = [paths[i] for i in kept], labels[kept]
-    counts = labels.bincount(minlength=len(found.classes)).tolist()
-    empty = [name for name, count in zip(found.classes, counts, strict=True) if count == 0]
+def _labelled(folders: Sequence[Path], classes: set[str]) -> tuple[Path, dict[str, Path]]:
+    """The first folder with any of the classes: ImageNet's test/ has none, its val/ has all."""
+    found = [(folder, class_folders(folder)) for folder in folders]
+    return next(((f, names) for f, names in found if names.keys() & classes), found[0])
+
+
+def _scan_part(
+    folder: Path, classes: Sequence[str], every: set[Path], skip: bool, left_out: dict[str, str]
+) -> ImageFiles:
+    """The files of a part's classes; ``left_out`` is added to.
+
+    Args:
+        folder: the part.
+        classes: the names of its classes.
+        every: the folders of all classes of both parts, without links.
+        skip: whether damaged images are left out.
+        left_out: path → why.
+    """
+    found = {name: files_below(folder / name, every) for name in classes}
+    paths = [path for images, _ in found.values() for path in images]
+    damaged = {paths[i] for i in find_damaged(paths)} if skip else set()
+    others = [path for _, files in found.values() for path in files]
+    left_out |= dict.fromkeys(images_outside(folder), OUTSIDE)
+    left_out |= dict.fromkeys(others, NO_IMAGE) | dict.fromkeys(sorted(damaged), DAMAGED)
+    kept = {name: [p for p in images if p not in damaged] for name, (images, _) in found.items()}
+    if not paths and not others:
+        raise UserError(f"{folder} has no images (looked for {', '.join(IMAGE_SUFFIXES)})")
+    empty = [name for name, images in kept.items() if not images]
     if empty:
-        but = f" (left out: {len(damaged)} damaged ones)" if damaged else ""
-        raise UserError(f"{folder} has class folders without images: {_few(empty)}{but}")
-    return tuple(found.classes), ImageFiles(tuple(paths), labels), left_out
-
-
-def _check_readable(folder: Path) -> None:
-    """Raises UserError for a folder that cannot be listed, which ImageFolder takes for empty."""
-
-    def refuse(error: OSError) -> None:
-        raise _unreadable(error) from error
-
-    for _ in os.walk(folder, onerror=refuse, followlinks=True):
-        pass
-
-
-def _unreadable(error: OSError) -> UserError:
-    return UserError(f"the folder {error.filename} cannot be read: {error.strerror}")
+        gone = {
+            "damaged ones": sum(len(found[name][0]) for name in empty),
+            "files that are not images by their suffix": sum(len(found[name][1]) for name in empty),
+        }
+        counted = ", ".join(f"{count} {what}" for what, count in gone.items() if count)
+        but = f" (left out: {counted})" if counted else ""
+        raise UserError(
+            f"{folder} has class folders without images: {_few(empty)}{but}; "
+            "add images to them, or remove them from both parts"
+        )
+    labels = [label for label, images in enumerate(kept.values()) for _ in images]
+    return ImageFiles(tuple(p for images in kept.values() for p in images), torch.tensor(labels))
 
 
 def _cached(files: ImageFiles, size: int) -> Part:

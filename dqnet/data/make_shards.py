@@ -14,6 +14,7 @@ import io
 import json
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,21 @@ import torch
 
 from dqnet.data.folder import scan
 from dqnet.data.shards import INFO, PARTS
-from dqnet.data.splits import ImageFiles
+from dqnet.data.splits import ImageFiles, lines_of_left_out
 from dqnet.errors import UserError
 from dqnet.standard_output import take_every_character
 
 MEGABYTE = 2**20
+#: one name for all in a shard, where readers look for it
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 
 
 def make_shards(
-    source: Path, destination: Path, shard_size: float = 256, skip_damaged: bool = False
+    source: Path,
+    destination: Path,
+    shard_size: float = 256,
+    skip_damaged: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Writes the shards of both parts, their indices and, last, ``_info.json``.
 
@@ -40,6 +47,7 @@ def make_shards(
         shard_size: megabytes (2²⁰ bytes) after which the next shard begins.
         skip_damaged: leave out images that cannot be decoded, for which each one is; otherwise
             they are copied like the others.
+        tell: told in one line for each reason what was left out.
 
     Returns:
         The content of ``_info.json``.
@@ -51,7 +59,7 @@ def make_shards(
         raise UserError(f"--shard-size {shard_size:g} must be above 0")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UserError(f"{destination} is not an empty folder; name another, or remove it")
-    class_names, *parts, _ = scan(source, skip_damaged)
+    class_names, *parts, left_out = scan(source, skip_damaged)
     info: dict[str, Any] = {"class_names": class_names, "splits": {}}
     try:
         destination.mkdir(parents=True, exist_ok=True)
@@ -63,6 +71,8 @@ def make_shards(
         (destination / INFO).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{error.filename or destination}: {error.strerror}") from error
+    for line in lines_of_left_out(left_out):
+        tell(line)
     return info
 
 
@@ -84,7 +94,8 @@ def _write(
         shard.append(len(names) - 1)
         offset.append(tar.offset + tarfile.BLOCKSIZE)  # behind the header
         size.append(len(content))
-        suffix = ".jpg" if path.suffix.lower() == ".jpeg" else path.suffix.lower()
+        suffix = path.suffix.lower()
+        suffix = ".jpg" if suffix in JPEG_SUFFIXES else suffix
         _add(tar, f"{number:09d}{suffix}", content)
         _add(tar, f"{number:09d}.cls", b"%d" % files.labels[index])
     tar.close()
@@ -121,7 +132,7 @@ def main() -> None:
     options = parser.parse_args()
     take_every_character()
     try:
-        info = make_shards(**vars(options))
+        info = make_shards(**vars(options), tell=print)
     except UserError as error:
         sys.exit(f"error: {error}")
     for name, part in info["splits"].items():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
@@ -10,6 +11,9 @@ from PIL import Image
 
 from dqnet.data.decode import read_image
 from dqnet.data.image_shards import ImageShards
+
+#: why a file is left out of a part
+DAMAGED = "damaged images"
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +65,7 @@ class Splits:
         num_classes: labels are in ``[0, num_classes)``.
         class_names: the name of each label.
         image_shape: ``(C, H, W)`` of the images the network receives.
-        damaged: files that were left out of both parts.
+        left_out: files that are in neither part, in either folder: path → why.
     """
 
     train: Part
@@ -69,4 +73,19 @@ class Splits:
     num_classes: int
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
-    damaged: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def damaged(self) -> tuple[str, ...]:
+        """The images that were left out because they cannot be decoded."""
+        return tuple(path for path, why in self.left_out.items() if why == DAMAGED)
+
+
+def lines_of_left_out(left_out: Mapping[str, str]) -> list[str]:
+    """For each reason how many files were left out, and the first of them."""
+    lines = []
+    for why in dict.fromkeys(left_out.values()):
+        paths = [path for path, reason in left_out.items() if reason == why]
+        some = ", ".join(paths[:3]) + (" ..." if len(paths) > 3 else "")
+        lines.append(f"{why}, left out: {len(paths)} ({some})")
+    return lines

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from dqnet.data.splits import lines_of_left_out
 
 #: characters of a layer's bar, and one shade for each width, the cheapest lightest
 BAR, SHADES = 20, "░▒▓█"
@@ -46,11 +48,9 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
         console.print(_width_table(summary["width_counts"]))
 
 
-def print_damaged(console: Console, paths: Sequence[str]) -> None:
-    """How many image files were left out, and the first of them."""
-    if paths:
-        some = ", ".join(paths[:3]) + (" ..." if len(paths) > 3 else "")
-        line = f"damaged images, left out: {len(paths)} ({some})"
+def print_left_out(console: Console, left_out: Mapping[str, str]) -> None:
+    """How many files were left out of the data for each reason, and the first of them."""
+    for line in lines_of_left_out(left_out):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -38,7 +38,7 @@ from dqnet.engine.interval import CheckpointInterval
 from dqnet.engine.learner import Learner
 from dqnet.engine.logging import MetricsFile, WandbLogger, check_logger
 from dqnet.engine.stop import Stopped, stop_request
-from dqnet.engine.tables import print_damaged, print_summary
+from dqnet.engine.tables import print_left_out, print_summary
 from dqnet.errors import UserError
 from dqnet.formats import FULL_PRECISION_BITS
 from dqnet.network import QuantizedModel, ScoredOutput
@@ -79,7 +79,7 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
 
     interval = CheckpointInterval(config.trainer)
     splits = load_data(config.data)
-    print_damaged(console, splits.damaged)
+    print_left_out(console, splits.left_out)
     data = loaders(
         splits, config.data, config.seed,
         device=device.torch_device, rank=device.rank, world_size=device.world_size,

@@ -16,7 +16,7 @@ from dqnet.engine.build import build_model
 from dqnet.engine.checkpoint import check_same_data, config_of, load_checkpoint
 from dqnet.engine.devices import Device
 from dqnet.engine.objective import Objective
-from dqnet.engine.tables import print_damaged
+from dqnet.engine.tables import print_left_out
 from dqnet.engine.weights import load_own_weights
 from dqnet.errors import UserError, unknown_name
 from dqnet.plan import Plan, PlanMismatchError
@@ -101,7 +101,7 @@ def load_trained(checkpoint: str | None, config: EvalConfig, console: Console) -
 
     device = Device(run.trainer)
     splits = load_data(run.data)
-    print_damaged(console, splits.damaged)
+    print_left_out(console, splits.left_out)
     check_same_data(path, content, splits, run.data.root)
     data = loaders(splits, run.data, run.seed, device=device.torch_device)
     held_out = data.test if config.split == "test" else data.val

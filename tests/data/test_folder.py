@@ -90,6 +90,119 @@ def test_a_class_whose_images_are_all_damaged(image_folder, config):
         load_data(config(root=str(image_folder), damaged="skip"))
 
 
+# What lies in folders besides
+
+
+def litter(root):
+    """What notebooks, file managers, unpackers and network drives leave."""
+    image = (root / "train/cat/0.png").read_bytes()
+    for part in ("train", "test"):
+        for name in (".ipynb_checkpoints", "__MACOSX", "@eaDir", "cat/.ipynb_checkpoints/deep"):
+            (root / part / name).mkdir(parents=True)
+            (root / part / name / "0-checkpoint.png").write_bytes(image)
+        for name in (".DS_Store", "dog/.DS_Store", "dog/Thumbs.db", "cat/desktop.ini"):
+            (root / part / name).write_bytes(b"remnant")
+        (root / part / "cat/._0.png").write_bytes(b"a Mac's second half of 0.png")
+    (root / ".cache").mkdir()
+
+
+def link_around(root):
+    """Links to folders that are read anyway, or would be entered for ever."""
+    for part in ("train", "test"):
+        links = {"cat/up": "..", "cat/top": "../..", "cat/here": ".", "cat/other": "../dog"}
+        links |= {"up": "..", "here": "."}
+        for name, target in links.items():
+            (root / part / name).symlink_to(target)
+
+
+@pytest.mark.parametrize("change", [litter, link_around])
+def test_what_is_not_data_changes_nothing(image_folder, config, change):
+    before = load_data(config(root=str(image_folder)))
+    change(image_folder)
+    after = load_data(config(root=str(image_folder)))
+    assert after.class_names == ("cat", "dog")
+    assert after.left_out == {}
+    for old, new in ((before.train, after.train), (before.test, after.test)):
+        assert torch.equal(new.images, old.images)
+        assert torch.equal(new.labels, old.labels)
+
+
+def test_folders_within_classes_and_links_to_elsewhere_are_read(
+    image_folder, config, tmp_path_factory
+):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (image_folder / "train/dog").rename(elsewhere / "dogs")
+    (image_folder / "train/dog").symlink_to(elsewhere / "dogs")
+    (image_folder / "train/cat/a").mkdir()
+    (image_folder / "train/cat/5.png").rename(image_folder / "train/cat/a/5.png")
+    (image_folder / "train/cat/b").symlink_to("a")  # its images are read already
+    splits = load_data(config(root=str(image_folder), cache=False))
+    (image_folder / "train/cat/b").unlink()
+    reference = ImageFolder(str(image_folder / "train"))
+    assert list(splits.train.paths) == [path for path, _ in reference.samples]
+    assert splits.train.labels.tolist() == reference.targets == [0] * 6 + [1] * 6
+
+
+@pytest.mark.parametrize(
+    "suffix, kind",
+    [("gif", "GIF"), ("jfif", "JPEG"), ("jpe", "JPEG"), ("JPEG", "JPEG"), ("Png", "PNG")],
+)
+def test_every_suffix_of_the_formats(image_folder, config, suffix, kind):
+    path = image_folder / "train/cat/0.png"
+    image = Image.open(path)
+    path.unlink()
+    image.save(path.with_suffix(f".{suffix}"), kind)
+    decoded = np.asarray(Image.open(path.with_suffix(f".{suffix}")).convert("RGB"))
+    images = load_data(config(root=str(image_folder))).train.images
+    assert len(images) == 12
+    assert np.array_equal(images[0].permute(1, 2, 0), decoded)
+
+
+def test_other_files_are_named_and_counted(image_folder, config, command, tmp_path):
+    other = ["train/cat/0.heic", "train/dog/notes.txt", "test/dog/1.svg"]
+    outside = ["train/7.png", "test/8.jpg"]
+    for name in (*other, *outside):
+        (image_folder / name).write_bytes(b"")
+    (image_folder / "train/labels.csv").write_text("no image, and not where images are\n")
+    splits = load_data(config(root=str(image_folder)))
+    assert splits.left_out.keys() == {str(image_folder / name) for name in (*other, *outside)}
+    assert splits.damaged == ()
+    settings = ["data=imagefolder", "data.size=8", "data.batch_size=4", "trainer.epochs=0"]
+    settings += [f"data.root={image_folder}", "trainer.device=cpu", "quant=none"]
+    trained = command("train.py", *settings, "hydra.run.dir=run")
+    assert f"suffix, left out: 3 ({image_folder}/train/cat/0.heic, " in trained.out
+    assert "images outside of class folders, left out: 2" in trained.out
+    measured = command("eval.py", "checkpoint=run")
+    assert "left out: 3" in measured.out and "left out: 2" in measured.out
+
+
+def test_unlabelled_test_part(image_folder, config):
+    expected = load_data(config(root=str(image_folder))).test.images
+    (image_folder / "test").rename(image_folder / "val")
+    for name in ("test", "test/images"):  # as of ImageNet, and of others
+        (image_folder / name).mkdir()
+        shutil.copy(image_folder / "val/cat/0.png", image_folder / name / "1.png")
+        splits = load_data(config(root=str(image_folder)))
+        assert torch.equal(splits.test.images, expected)
+        (why,) = splits.left_out.values()
+        assert str(image_folder / "val") in why
+
+
+def twice(root):
+    (root / "train/eel").symlink_to("dog")
+    (root / "test/eel").symlink_to("dog")
+
+
+def other_suffix(root):
+    for path in (root / "train/dog").iterdir():
+        path.rename(path.with_suffix(".heic"))
+
+
+def unlabelled(root):
+    shutil.rmtree(root / "test/dog")
+    (root / "test/cat").rename(root / "test/.cat")
+
+
 def remove(*names):
     return lambda root: [shutil.rmtree(root / name) for name in names]
 
@@ -108,6 +221,12 @@ def empty(*names):
         (empty("test/cat"), "test has class folders without images: cat"),
         (empty("train"), "train has no images"),
         (remove("test/dog"), "differ; only in one of them: dog"),
+        (twice, "train/dog and .*train/eel are the same folder"),
+        (
+            other_suffix,
+            r"images: dog \(left out: 6 files that are not images by their suffix\); add",
+        ),
+        (unlabelled, "test has no class folders: .* belong into .*/test/CLASS or .*/val/CLASS"),
     ],
 )
 def test_layout_errors(image_folder, config, change, message):

@@ -12,10 +12,11 @@ import timm.data
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from dqnet.data import load_data, loaders
-from dqnet.data.make_shards import make_shards
+from dqnet.data.make_shards import main, make_shards
 from dqnet.data.shard_order import ShardOrder
 from dqnet.errors import UserError
 
@@ -256,3 +257,20 @@ def test_command(image_folder, tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit, match=f"error: .*{message}"):
             run(*arguments)
     assert not (tmp_path / "x").exists()
+
+
+def test_what_lies_in_folders_besides(image_folder, tmp_path, monkeypatch, capsys):
+    Image.open(image_folder / "train/cat/0.png").save(image_folder / "train/cat/6.jfif", "JPEG")
+    (image_folder / "train/.ipynb_checkpoints").mkdir()
+    (image_folder / "train/dog/notes.txt").write_text("no image\n")
+    (image_folder / "test").rename(image_folder / "val")
+    (image_folder / "test").mkdir()
+    monkeypatch.setattr(sys, "argv", ["make_shards", str(image_folder), str(tmp_path / "shards")])
+    main()
+    printed = capsys.readouterr().out
+    assert f"suffix, left out: 1 ({image_folder}/train/dog/notes.txt)" in printed
+    assert f"({image_folder}/val is measured), left out: 1 ({image_folder}/test)" in printed
+    assert "train: 13 images" in printed and "test: 4 images" in printed
+    with tarfile.open(tmp_path / "shards/train-00000.tar") as tar:
+        suffixes = [Path(name).suffix for name in tar.getnames()]
+    assert sorted(set(suffixes)) == [".cls", ".jpg", ".png"] and suffixes.count(".jpg") == 1

@@ -1,11 +1,12 @@
-"""Confidence interval of a mean of paired differences."""
+"""Confidence interval of a mean over images."""
 
 from __future__ import annotations
 
 import numpy as np
+from scipy import stats
 
-#: indices drawn at once, which bounds the memory
-CHUNK = 2**22
+#: images drawn at once: few enough for the cache
+DRAWN_AT_ONCE = 2**18
 
 
 def bootstrap_mean(
@@ -16,7 +17,7 @@ def bootstrap_mean(
     Rows are resampled with replacement, all columns of a row together.
 
     Args:
-        values: float ``[N, M]``: M statistics of N images.
+        values: float ``[N, M]``: M statistics of N images, N > 1.
         confidence: the share of resampled means inside the interval, in (0, 1).
         resamples: how many.
         seed: of the resampling.
@@ -24,13 +25,20 @@ def bootstrap_mean(
     Returns:
         The lower and the upper ends, ``[M]`` each.
     """
-    rng = np.random.default_rng(seed)
-    count, at_once = len(values), max(1, CHUNK // len(values))
-    means = []
-    for start in range(0, resamples, at_once):
-        size = min(at_once, resamples - start), count
-        drawn = rng.integers(count, size=size)
-        means.append(np.stack([column[drawn].mean(1) for column in values.T], 1))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0)
-    return low, high
+    columns = np.ascontiguousarray(values.T)
+
+    def means(drawn: np.ndarray, axis: int) -> np.ndarray:
+        # Column by column, which is four times as fast as indexing all of them at once.
+        return np.stack([column[drawn].mean(axis) for column in columns])
+
+    interval = stats.bootstrap(
+        (np.arange(len(values)),),
+        means,
+        n_resamples=resamples,
+        batch=max(1, DRAWN_AT_ONCE // len(values)),
+        vectorized=True,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return interval.low, interval.high

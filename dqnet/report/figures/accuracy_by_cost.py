@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 from matplotlib.axes import Axes
+from scipy.stats import binomtest
 
 from dqnet.report.figure import Figure, tip
 from dqnet.report.figures.tenths import tenths
@@ -12,16 +11,15 @@ from dqnet.report.results import Results
 from dqnet.report.theme import Theme
 from dqnet.report.units import unit_for
 
-#: the standard normal quantile of a 95 % interval
-Z95 = 1.959964
-
 
 def wilson(share: float, images: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson, J. Am. Stat. Assoc. 1927), which stays in [0, 1]."""
-    z2 = Z95**2
-    centre = (share + z2 / (2 * images)) / (1 + z2 / images)
-    half = Z95 / (1 + z2 / images) * math.sqrt(share * (1 - share) / images + z2 / 4 / images**2)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    """The 95 % interval of a share (Wilson, J. Am. Stat. Assoc. 1927), which stays in [0, 1].
+
+    Where images of equal cost are on both sides of a border, the number of right ones is an
+    expectation; the interval is that of the nearest whole number.
+    """
+    interval = binomtest(round(share * images), images).proportion_ci(method="wilson")
+    return interval.low, interval.high
 
 
 def accuracy_by_cost(results: Results) -> Figure:

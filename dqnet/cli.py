@@ -22,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from dqnet.circumstances import is_circumstance
 from dqnet.engine.files import write_atomically
 from dqnet.engine.lock import LOCK
 from dqnet.engine.one_report import lost_process, one_report
@@ -70,15 +71,8 @@ def run_name(overrides: Iterable[str]) -> str:
     cut for its length, ends with a hash of the whole. The same overrides in another order, or with
     another device, are the same run.
     """
-    circumstances = (
-        "trainer.device=",
-        "trainer.progress=",
-        "trainer.checkpoint_",
-        "data.workers=",
-        "data.download=",
-        "logger",
-    )
-    kept = sorted(o for o in overrides if not o.lstrip("+~").startswith(circumstances))
+    names = ((override, override.lstrip("+~").partition("=")[0]) for override in overrides)
+    kept = sorted(override for override, name in names if not is_circumstance(name))
     if not kept:
         return "default"
     whole = ",".join(kept)

@@ -14,6 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dqnet.circumstances import is_circumstance
 from dqnet.config import TrainConfig, flatten
 from dqnet.data import Splits
 from dqnet.engine.files import write_atomically
@@ -26,16 +27,6 @@ FORMAT = 1
 NEEDED = ("epoch", "ema", "num_classes", "image_shape", "wandb_id")
 #: what some of it is, if it is there
 KINDS = {"config": dict, "epoch": int, "image_shape": list, "class_names": list, "images": dict}
-#: settings that change where or how a run runs, not what it computes
-CIRCUMSTANCES = (
-    "data.download",
-    "data.workers",
-    "trainer.device",
-    "trainer.progress",
-    "trainer.checkpoint_steps",
-    "trainer.checkpoint_minutes",
-    "logger",
-)
 
 
 def save_checkpoint(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
@@ -143,8 +134,7 @@ def check_same_run(path: Path, stored: dict[str, Any], config: TrainConfig) -> N
     differing = [
         key
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-        and not any(key == c or key.startswith(f"{c}.") for c in CIRCUMSTANCES)
+        if before.get(key) != now.get(key) and not is_circumstance(key)
     ]
     if differing:
         key = differing[0]

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from dqnet.units import MEGA
+
 
 def print_curve(console: Console, points: Sequence[Mapping[str, float]], own: float) -> None:
     """One row per budget; λ = 0 and ``own``, the λ of the evaluation, are marked."""
@@ -21,8 +23,8 @@ def print_curve(console: Console, points: Sequence[Mapping[str, float]], own: fl
         mark = {own: "budget", 0.0: "trained"}.get(point["budget_lambda"], "")
         table.add_row(
             f"{point['budget_lambda']:.3f}",
-            f"{point['bit_flops'] / 1e6:.3f} M",
-            f"{point['bit_flops_std'] / 1e6:.3f} M",
+            MEGA.show(point["bit_flops"], ".3f"),
+            MEGA.show(point["bit_flops_std"], ".3f"),
             f"{point['mean_width']:.3f}",
             f"{point['top1']:.2f} %",
             f"{point['loss']:.4f}",
@@ -60,7 +62,9 @@ def print_controls(console: Console, controls: Mapping[str, Any]) -> None:
     cost = controls["shuffled_bit_flops_at_own_top1"]
     if cost is not None:
         ratio = cost / controls["own"]["bit_flops"]
-        table.add_row("shuffled reaches own top-1", f"at {cost / 1e6:.3f} M, {ratio:.3f} of own")
+        table.add_row(
+            "shuffled reaches own top-1", f"at {MEGA.show(cost, '.3f')}, {ratio:.3f} of own"
+        )
     console.print(table)
 
 
@@ -75,15 +79,15 @@ def print_cascade(console: Console, results: Mapping[str, Any]) -> None:
         table.add_row(
             f"{point['threshold']:.3f}",
             f"{point['share']:.1%}",
-            f"{point['bit_flops'] / 1e6:.4g}",
-            f"{point['bit_flops_total'] / 1e6:.4g}",
+            MEGA.digits(point["bit_flops"], ".4g"),
+            MEGA.digits(point["bit_flops_total"], ".4g"),
             f"{point['top1']:.2f}",
             f"{point['shuffled_top1']:.2f}",
             f"{gain['points']:+.2f} ({gain['low']:.2f} to {gain['high']:.2f})",
         )
     console.print(table)
     second = results["second"]
-    alone = f"{second['top1']:.2f} % at {second['bit_flops'] / 1e6:.4g} M"
+    alone = f"{second['top1']:.2f} % at {MEGA.show(second['bit_flops'], '.4g')}"
     console.print(
         f"up to this confidence images run twice; the second alone: {alone}", highlight=False
     )
@@ -93,4 +97,4 @@ def _cells(figures: Sequence[Mapping[str, float]]) -> tuple[str, str, str]:
     top1, loss, cost = (
         sum(row[key] for row in figures) / len(figures) for key in ("top1", "loss", "bit_flops")
     )
-    return f"{top1:.2f} %", f"{loss:.4f}", f"{cost / 1e6:.3f} M"
+    return f"{top1:.2f} %", f"{loss:.4f}", MEGA.show(cost, ".3f")

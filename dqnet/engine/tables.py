@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dqnet.data.splits import lines_of_left_out
+from dqnet.units import MEGA
 
 #: characters of a layer's bar, and one shade for each width, the cheapest lightest
 BAR, SHADES = 20, "░▒▓█"
@@ -23,17 +24,17 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
     if summary["bit_flops"] is not None:
         target = summary["target_bit_flops"]
         ratio = summary["bit_flops"] / target
-        table.add_row("Bit-FLOPs, mean image", f"{summary['bit_flops'] / 1e6:.3f} M")
-        table.add_row("target", f"{target / 1e6:.3f} M (the mean is {ratio:.3f} of it)")
+        table.add_row("Bit-FLOPs, mean image", MEGA.show(summary["bit_flops"], ".3f"))
+        table.add_row("target", f"{MEGA.show(target, '.3f')} (the mean is {ratio:.3f} of it)")
         if summary.get("budget") is not None:
             share = summary["bit_flops"] / summary["budget_bit_flops"]
             table.add_row(
                 "budget",
-                f"{summary['budget_bit_flops'] / 1e6:.3f} M (the mean is {share:.3f} of it), "
+                f"{MEGA.show(summary['budget_bit_flops'], '.3f')} (the mean is {share:.3f} of it), "
                 f"λ = {summary['budget_lambda']:.4f}",
             )
-        table.add_row("standard deviation", f"{summary['bit_flops_std'] / 1e6:.3f} M")
-        table.add_row("with full-precision layers", f"{summary['bit_flops_total'] / 1e6:.3f} M")
+        table.add_row("standard deviation", MEGA.show(summary["bit_flops_std"], ".3f"))
+        table.add_row("with full-precision layers", MEGA.show(summary["bit_flops_total"], ".3f"))
         table.add_row("mean width", f"{summary['mean_width']:.3f} bits")
     if summary["width_counts"]:
         table.add_row("different routings", f"{summary['distinct_routings']}")

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from dqnet.engine.files import read_json
 from dqnet.report.figure import Figure
 from dqnet.report.theme import Theme
-from dqnet.report.units import unit_for
+from dqnet.units import unit_for
 
 Points = list[dict[str, float]]
 

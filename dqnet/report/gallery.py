@@ -11,7 +11,7 @@ import numpy as np
 from dqnet.report.results import Results
 from dqnet.report.sprites import make_sprites
 from dqnet.report.theme import width_colours
-from dqnet.report.units import unit_for
+from dqnet.units import unit_for
 
 #: more images than this would make a page that is slow to open
 LIMIT = 10_000

@@ -20,7 +20,7 @@ from dqnet.report.provenance import provenance_of
 from dqnet.report.results import read_results
 from dqnet.report.runs import read_run
 from dqnet.report.svg import inline_svg
-from dqnet.report.units import unit_for
+from dqnet.units import unit_for
 
 TEMPLATE = Path(__file__).parent / "template"
 

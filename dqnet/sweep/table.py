@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dqnet.sweep.outcome import Outcome
+from dqnet.units import MEGA
 
 STYLES = {"done": "green", "complete before": "dim", "failed": "red"}
 
@@ -42,4 +43,4 @@ def _figures(outcome: Outcome) -> tuple[str, str]:
     if outcome.summary is None:
         return "", ""
     cost = outcome.summary["bit_flops"]
-    return f"{outcome.summary['top1']:.2f} %", "float" if cost is None else f"{cost / 1e6:.2f} M"
+    return f"{outcome.summary['top1']:.2f} %", "float" if cost is None else MEGA.show(cost, ".2f")

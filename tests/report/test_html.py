@@ -15,7 +15,7 @@ from dqnet.report.figure import SIZE, Figure, tip
 from dqnet.report.figures import NAMES
 from dqnet.report.html import write_report
 from dqnet.report.svg import inline_svg
-from dqnet.report.units import unit_for
+from dqnet.units import unit_for
 
 
 class Page(HTMLParser):

@@ -10,7 +10,7 @@ from dqnet.report.figure import Figure, tip
 from dqnet.report.figures.tenths import tenths
 from dqnet.report.results import Results
 from dqnet.report.theme import Theme
-from dqnet.report.units import unit_for
+from dqnet.units import unit_for
 
 #: cells along the cost and along the confidence
 CELLS = (24, 20)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from dqnet.report.figure import Figure, tip
 from dqnet.report.results import Results
 from dqnet.report.theme import Theme
-from dqnet.report.units import unit_for
+from dqnet.units import unit_for
 
 BINS = 32
 

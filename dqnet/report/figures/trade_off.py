@@ -11,7 +11,7 @@ from dqnet.report.figure import Figure, tip
 from dqnet.report.results import Results
 from dqnet.report.runs import Run
 from dqnet.report.theme import Theme
-from dqnet.report.units import Unit, unit_for
+from dqnet.units import Unit, unit_for
 
 #: of the baselines, in their order; the curve has stars and squares of its own
 MARKERS = "D^vP<>X"

@@ -90,17 +90,17 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> d
     written = [folder / "eval.json", folder / "per_sample.csv"]
     # What is drawn is drawn from files, by parts that are not loaded unless they are asked for.
     if points is not None:
-        from dqnet.report.curve import write_figure
+        from dqnet.report.page.curve import write_figure
 
         write_curve(folder / "curve.csv", points)
         written += [folder / "curve.csv", *write_figure(folder)]
     if with_report:
-        from dqnet.report.html import write_report
+        from dqnet.report.page.html import write_report
 
         write_samples(folder / "samples.npz", evaluation, thumbnails, trained.splits.class_names)
         written += [folder / "samples.npz", write_report(folder, baselines)]
     if config.logger.name == "wandb":
-        from dqnet.report.wandb import log_report
+        from dqnet.report.page.wandb import log_report
 
         # A run that was trained with W&B goes on as the same run.
         logger = WandbLogger(

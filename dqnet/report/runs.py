@@ -15,8 +15,8 @@ from yaml import YAMLError
 
 from dqnet.config import flatten
 from dqnet.errors import UserError
-from dqnet.report.cascades import CascadeCurve, read_cascade
-from dqnet.report.keep import kept_name
+from dqnet.report.compare.cascades import CascadeCurve, read_cascade
+from dqnet.report.compare.export_runs import exported_name
 
 #: the method of a run whose model was not converted
 FLOAT = "float"
@@ -105,7 +105,7 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Path]]:
     Returns:
         The finished runs, and the folders of unfinished ones: with a checkpoint or metrics, and no
         ``summary.json``. A folder that is reached twice counts once, and so does a run beside a
-        copy of it, as :func:`dqnet.report.keep.keep` makes them.
+        copy of it, as :func:`dqnet.report.compare.export_runs.export_runs` makes them.
 
     Raises:
         UserError: for a folder that does not exist, or a finished run that cannot be read.
@@ -122,7 +122,7 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Path]]:
                 unfinished.setdefault(trace.parent.resolve(), trace.parent)
     originals: dict[tuple[str, bytes], Path] = {}
     for resolved, folder in finished.items():
-        copy = kept_name(resolved.name), (folder / "summary.json").read_bytes()
+        copy = exported_name(resolved.name), (folder / "summary.json").read_bytes()
         originals.setdefault(copy, folder)
     return [read_run(folder) for folder in originals.values()], list(unfinished.values())
 

@@ -45,7 +45,7 @@ def test_report_goes_to_the_run_that_was_trained(run, measure, monkeypatch):
     trained = run(*OFFLINE)
     logged = {}
     monkeypatch.setattr(
-        "dqnet.report.wandb.log_report",
+        "dqnet.report.page.wandb.log_report",
         lambda run, folder: logged.update(id=run.id, page=(folder / "report/index.html").exists()),
     )
     logger = LoggerConfig(name="wandb", mode="offline")

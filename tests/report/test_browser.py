@@ -10,7 +10,7 @@ from evaluations import LAYERS, controls, write_evaluation
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
-from dqnet.report.html import write_report
+from dqnet.report.page.html import write_report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on the PATH")
@@ -276,7 +276,7 @@ def test_many_classes(tmp_path, visit, monkeypatch, count, beyond):
 
 def test_ten_thousand_images(tmp_path, visit, monkeypatch):
     # Figures take seconds to draw, and do not grow with the images.
-    monkeypatch.setattr("dqnet.report.html.figures_of", lambda *_: [])
+    monkeypatch.setattr("dqnet.report.page.html.figures_of", lambda *_: [])
     classes = tuple(f"class {i}" for i in range(100))
     made = write_evaluation(tmp_path, images=10_000, side=32, classes=classes, channels=1)
     page = visit(write_report(made.folder))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from run_folders import UNIT, write_run
 
-from dqnet.report.cascades import against_static, read_cascade
-from dqnet.report.compare import main
-from dqnet.report.groups import group
+from dqnet.report.compare.__main__ import main
+from dqnet.report.compare.cascades import against_static, read_cascade
+from dqnet.report.compare.groups import group
 from dqnet.report.runs import find_runs
 
 #: Bit-FLOPs of the full-precision layers

@@ -13,10 +13,10 @@ import pytest
 from omegaconf import OmegaConf
 from run_folders import UNIT, write_run
 
-from dqnet.report.compare import main
-from dqnet.report.groups import distinctive, group
-from dqnet.report.keep import kept_name, without_paths
-from dqnet.report.pairs import pair
+from dqnet.report.compare.__main__ import main
+from dqnet.report.compare.export_runs import exported_name, without_paths
+from dqnet.report.compare.groups import distinctive, group
+from dqnet.report.compare.pairs import pair
 from dqnet.report.runs import find_runs
 
 
@@ -364,7 +364,7 @@ def test_keeping_runs_where_they_are_changes_nothing(study, tmp_path):
     ],
 )
 def test_names_of_kept_runs(name, kept):
-    assert kept_name(name) == kept
+    assert exported_name(name) == kept
 
 
 def test_only_absolute_paths_are_shortened():

@@ -8,14 +8,14 @@ import pytest
 from evaluations import write_evaluation
 from run_folders import write_run
 
-from dqnet.report.figures import NAMES, figures_of
-from dqnet.report.figures.accuracy_by_cost import wilson
-from dqnet.report.figures.class_widths import class_means
-from dqnet.report.figures.confidence_by_cost import CELLS, density
-from dqnet.report.figures.cost_histogram import counts_by_cost
-from dqnet.report.figures.layer_widths import width_shares
-from dqnet.report.figures.tenths import tenths
-from dqnet.report.results import read_results
+from dqnet.report.page.figures import NAMES, figures_of
+from dqnet.report.page.figures.accuracy_by_cost import wilson
+from dqnet.report.page.figures.class_widths import class_means
+from dqnet.report.page.figures.confidence_by_cost import CELLS, density
+from dqnet.report.page.figures.cost_histogram import counts_by_cost
+from dqnet.report.page.figures.deciles import deciles
+from dqnet.report.page.figures.layer_widths import width_shares
+from dqnet.report.page.results import read_results
 from dqnet.report.runs import read_run
 
 rng = np.random.default_rng(0)
@@ -50,10 +50,10 @@ def test_class_means_and_a_class_without_images():
     assert math.isnan(means[2])
 
 
-def test_tenths_of_different_costs_are_plain_means():
+def test_deciles_of_different_costs_are_plain_means():
     cost, values = rng.permutation(95).astype(float), rng.random(95)
     pairs = sorted(zip(cost, values, strict=True))
-    for part in tenths(cost, values):
+    for part in deciles(cost, values):
         taken, pairs = pairs[: part.images], pairs[part.images :]
         assert part.value == pytest.approx(mean(value for _, value in taken))
         assert (part.least, part.largest) == (taken[0][0], taken[-1][0])
@@ -61,7 +61,7 @@ def test_tenths_of_different_costs_are_plain_means():
     assert not pairs
 
 
-def test_tenths_of_equal_costs_are_the_mean_over_all_orders():
+def test_deciles_of_equal_costs_are_the_mean_over_all_orders():
     cost = np.repeat([1.0, 2.0, 3.0], [13, 30, 17])
     values = np.sort(rng.random(60))  # the order of the data has all to do with the value
     totals = np.zeros(10)
@@ -69,12 +69,12 @@ def test_tenths_of_equal_costs_are_the_mean_over_all_orders():
         shuffled = rng.permutation(60)
         order = shuffled[np.argsort(cost[shuffled], kind="stable")]
         totals += values[order].reshape(10, 6).mean(1)
-    found = [part.value for part in tenths(cost, values)]
+    found = [part.value for part in deciles(cost, values)]
     assert found == pytest.approx((totals / 4000).tolist(), abs=0.01)
 
 
 def test_fewer_images_than_parts():
-    assert [part.value for part in tenths(np.array([2.0, 1.0]), np.array([True, False]))] == [0, 1]
+    assert [part.value for part in deciles(np.array([2.0, 1.0]), np.array([True, False]))] == [0, 1]
 
 
 @pytest.mark.parametrize("hits, images", [(0, 10), (10, 10), (37, 100), (1, 1)])

@@ -10,11 +10,11 @@ from evaluations import controls, write_evaluation
 from run_folders import write_run
 
 from dqnet.errors import UserError
-from dqnet.report.controls import control_rows
-from dqnet.report.figure import SIZE, Figure, tip
-from dqnet.report.figures import NAMES
-from dqnet.report.html import write_report
-from dqnet.report.svg import inline_svg
+from dqnet.report.page.controls import control_rows
+from dqnet.report.page.figure import SIZE, Figure, tip
+from dqnet.report.page.figures import NAMES
+from dqnet.report.page.html import write_report
+from dqnet.report.page.svg import inline_svg
 from dqnet.units import unit_for
 
 

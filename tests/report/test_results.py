@@ -7,7 +7,7 @@ import pytest
 from evaluations import write_evaluation
 
 from dqnet.errors import UserError
-from dqnet.report.results import printable, read_results
+from dqnet.report.page.results import printable, read_results
 
 
 def test_arrays_are_those_of_the_rows(tmp_path):

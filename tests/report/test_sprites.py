@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dqnet.report import sprites
-from dqnet.report.gallery import spread
+from dqnet.report.page import sprites
+from dqnet.report.page.gallery import spread
 
 
 def unpacked(made, count):

@@ -6,8 +6,8 @@ import pytest
 import wandb
 from evaluations import write_evaluation
 
-from dqnet.report import wandb as report_wandb
-from dqnet.report.html import write_report
+from dqnet.report.page import wandb as report_wandb
+from dqnet.report.page.html import write_report
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dqnet.report.cascades import CascadeCurve
+from dqnet.report.compare.cascades import CascadeCurve
 from dqnet.report.runs import CurvePoint, Run
 
 #: overrides that never tell two lines apart: those with a column of their own, those that say

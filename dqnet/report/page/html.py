@@ -12,14 +12,14 @@ from markupsafe import Markup
 
 from dqnet.engine.files import write_atomically
 from dqnet.errors import UserError
-from dqnet.report.controls import control_rows
-from dqnet.report.figures import NAMES, figures_of
-from dqnet.report.figures.trade_off import described
-from dqnet.report.gallery import make_gallery
-from dqnet.report.provenance import provenance_of
-from dqnet.report.results import read_results
+from dqnet.report.page.controls import control_rows
+from dqnet.report.page.figures import NAMES, figures_of
+from dqnet.report.page.figures.trade_off import described
+from dqnet.report.page.gallery import make_gallery
+from dqnet.report.page.provenance import provenance_of
+from dqnet.report.page.results import read_results
+from dqnet.report.page.svg import inline_svg
 from dqnet.report.runs import read_run
-from dqnet.report.svg import inline_svg
 from dqnet.units import unit_for
 
 TEMPLATE = Path(__file__).parent / "template"

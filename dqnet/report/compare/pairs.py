@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dqnet.report.groups import Group
+from dqnet.report.compare.groups import Group
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from scipy.stats import binomtest
 
-from dqnet.report.figure import Figure, tip
-from dqnet.report.figures.tenths import tenths
-from dqnet.report.results import Results
-from dqnet.report.theme import Theme
+from dqnet.report.page.figure import Figure, tip
+from dqnet.report.page.figures.deciles import deciles
+from dqnet.report.page.results import Results
+from dqnet.report.page.theme import Theme
 from dqnet.units import unit_for
 
 
@@ -24,7 +24,7 @@ def wilson(share: float, images: int) -> tuple[float, float]:
 
 def accuracy_by_cost(results: Results) -> Figure:
     """Top-1 in each tenth of the images, from the cheapest to the dearest."""
-    parts = tenths(results.cost, results.correct)
+    parts = deciles(results.cost, results.correct)
     unit = unit_for(results.cost.max())
     places = range(1, len(parts) + 1)
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from dqnet.engine.files import write_atomically
-from dqnet.report.theme import PAPER, Theme
+from dqnet.report.page.theme import PAPER, Theme
 
 #: width and height in inches
 SIZE = (4.4, 3.0)

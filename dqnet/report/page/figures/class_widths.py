@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from dqnet.report.figure import SIZE, Figure, tip
-from dqnet.report.results import Results
-from dqnet.report.theme import Theme
+from dqnet.report.page.figure import SIZE, Figure, tip
+from dqnet.report.page.results import Results
+from dqnet.report.page.theme import Theme
 
 #: with more classes, those between the lowest and the highest half of these are left out
 SHOWN = 30

@@ -11,7 +11,7 @@ from dqnet.engine.files import read_json
 from dqnet.errors import UserError
 
 if TYPE_CHECKING:
-    from dqnet.report.groups import Group
+    from dqnet.report.compare.groups import Group
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dqnet.report.gallery import spread
-from dqnet.report.results import Results, read_results
+from dqnet.report.page.gallery import spread
+from dqnet.report.page.results import Results, read_results
 
 if TYPE_CHECKING:  # a second's import, spared where it is not used
     import wandb
@@ -20,7 +20,7 @@ def log_report(run: wandb.Run, folder: Path) -> None:
 
     Args:
         run: an open run.
-        folder: what :func:`dqnet.report.html.write_report` was called with.
+        folder: what :func:`dqnet.report.page.html.write_report` was called with.
     """
     import wandb
 

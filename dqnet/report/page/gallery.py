@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from dqnet.report.results import Results
-from dqnet.report.sprites import make_sprites
-from dqnet.report.theme import width_colours
+from dqnet.report.page.results import Results
+from dqnet.report.page.sprites import make_sprites
+from dqnet.report.page.theme import width_colours
 from dqnet.units import unit_for
 
 #: more images than this would make a page that is slow to open

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dqnet.report.cascades import AgainstStatic
-from dqnet.report.groups import Group
-from dqnet.report.pairs import Pair
+from dqnet.report.compare.cascades import AgainstStatic
+from dqnet.report.compare.groups import Group
+from dqnet.report.compare.pairs import Pair
 from dqnet.report.runs import Run
 
 #: columns of the tables for people that a narrow terminal has no room for

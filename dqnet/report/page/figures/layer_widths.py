@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from dqnet.report.figure import SIZE, Figure, tip
-from dqnet.report.results import Results
-from dqnet.report.theme import Theme
+from dqnet.report.page.figure import SIZE, Figure, tip
+from dqnet.report.page.results import Results
+from dqnet.report.page.theme import Theme
 
 #: more layers than this and the rows become too thin for numbers
 NUMBERED = 40

@@ -26,9 +26,12 @@ from pathlib import Path
 from rich.console import Console
 
 from dqnet.errors import UserError
-from dqnet.report.cascades import against_static
-from dqnet.report.compare_figure import draw
-from dqnet.report.compare_tables import (
+from dqnet.report.compare.cascades import against_static
+from dqnet.report.compare.export_runs import export_runs
+from dqnet.report.compare.figure import draw
+from dqnet.report.compare.groups import group
+from dqnet.report.compare.pairs import pair
+from dqnet.report.compare.tables import (
     cascade_rows,
     cascade_table,
     group_table,
@@ -39,9 +42,6 @@ from dqnet.report.compare_tables import (
     show,
     write_csv,
 )
-from dqnet.report.groups import group
-from dqnet.report.keep import keep
-from dqnet.report.pairs import pair
 from dqnet.report.runs import find_runs
 from dqnet.standard_output import take_every_character
 
@@ -50,7 +50,7 @@ def compare(
     folders: Sequence[Path],
     out: Path,
     title: str = "Accuracy against cost",
-    kept: Path | None = None,
+    exported: Path | None = None,
     console: Console | None = None,
 ) -> None:
     """Compares the runs below ``folders`` and writes tables and figure to ``out``.
@@ -59,7 +59,7 @@ def compare(
         folders: searched recursively for run folders.
         out: is made if it does not exist.
         title: of the figure and of compare.md.
-        kept: where small copies of the runs are put; see :func:`dqnet.report.keep.keep`.
+        exported: where small copies of the runs are put, as :func:`export_runs` does.
         console: where the tables are printed.
 
     Raises:
@@ -81,8 +81,8 @@ def compare(
     tables += [pair_table(pairs)] if pairs else []
     tables += [cascade_table(cascades)] if cascades else []
     try:
-        if kept is not None:
-            keep(runs, kept)
+        if exported is not None:
+            export_runs(runs, exported)
         out.mkdir(parents=True, exist_ok=True)
         write_csv(out / "compare.csv", run_rows(groups))
         write_csv(out / "pairs.csv", pair_rows(pairs))

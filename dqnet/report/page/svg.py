@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import matplotlib
 from markupsafe import Markup
 
-from dqnet.report.figure import TIP, Figure
-from dqnet.report.theme import CSS_VARIABLES, PAGE
+from dqnet.report.page.figure import TIP, Figure
+from dqnet.report.page.theme import CSS_VARIABLES, PAGE
 
 _SVG = "http://www.w3.org/2000/svg"
 _LINK = "{http://www.w3.org/1999/xlink}href"

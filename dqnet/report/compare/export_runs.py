@@ -25,7 +25,7 @@ PATHS = ("data.root=", "model.checkpoint_path=")
 LONGEST = 1000
 
 
-def keep(runs: Iterable[Run], destination: Path) -> None:
+def export_runs(runs: Iterable[Run], destination: Path) -> None:
     """Copies what the tables are made from to ``destination/NAME``, one folder for each run.
 
     NAME is the run folder's own, less the parts that are paths. Absolute paths in the copied
@@ -38,7 +38,7 @@ def keep(runs: Iterable[Run], destination: Path) -> None:
     """
     names: dict[str, Run] = {}
     for run in runs:
-        name = kept_name(run.folder.resolve().name)
+        name = exported_name(run.folder.resolve().name)
         if name in names:
             raise UserError(f"{names[name].folder} and {run.folder} would both be kept as {name}")
         names[name] = run
@@ -47,14 +47,14 @@ def keep(runs: Iterable[Run], destination: Path) -> None:
             _copy(run.folder, destination / name)
 
 
-def kept_name(name: str) -> str:
+def exported_name(name: str) -> str:
     """A run folder's name without the parts that are paths."""
     kept = ",".join(part for part in name.split(",") if not part.startswith(PATHS))
     return kept or name
 
 
 def without_paths(content: Any, key: str = "") -> Any:
-    """The content of a configuration file with absolute paths replaced, as in :func:`keep`."""
+    """The content of a configuration file with absolute paths replaced."""
     if isinstance(content, dict):
         return {name: without_paths(value, name) for name, value in content.items()}
     if isinstance(content, list):

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from dqnet.report.compare_tables import cost_unit
-from dqnet.report.groups import Group
-from dqnet.report.pairs import Pair
+from dqnet.report.compare.groups import Group
+from dqnet.report.compare.pairs import Pair
+from dqnet.report.compare.tables import cost_unit
 
 #: Okabe and Ito 2008: told apart with every form of colour vision; yellow is too pale for lines
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from dqnet.report.figure import Figure, tip
-from dqnet.report.results import Results
-from dqnet.report.theme import Theme
+from dqnet.report.page.figure import Figure, tip
+from dqnet.report.page.results import Results
+from dqnet.report.page.theme import Theme
 from dqnet.units import unit_for
 
 BINS = 32

@@ -6,10 +6,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from dqnet.report.figure import Figure, tip
-from dqnet.report.figures.tenths import tenths
-from dqnet.report.results import Results
-from dqnet.report.theme import Theme
+from dqnet.report.page.figure import Figure, tip
+from dqnet.report.page.figures.deciles import deciles
+from dqnet.report.page.results import Results
+from dqnet.report.page.theme import Theme
 from dqnet.units import unit_for
 
 #: cells along the cost and along the confidence
@@ -30,7 +30,7 @@ def density(cost: np.ndarray, confidence: np.ndarray) -> tuple[np.ndarray, np.nd
 def confidence_by_cost(results: Results) -> Figure:
     """A map of where the images are, and the mean along the cost."""
     counts, costs, confidences = density(results.cost, results.confidence)
-    parts = tenths(results.cost, results.confidence)
+    parts = deciles(results.cost, results.confidence)
     unit = unit_for(results.cost.max())
 
     def draw(axes: Axes, theme: Theme) -> None:

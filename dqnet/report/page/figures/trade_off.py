@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from dqnet.report.curve import curve_figure
-from dqnet.report.figure import Figure, tip
-from dqnet.report.results import Results
+from dqnet.report.page.curve import curve_figure
+from dqnet.report.page.figure import Figure, tip
+from dqnet.report.page.results import Results
+from dqnet.report.page.theme import Theme
 from dqnet.report.runs import Run
-from dqnet.report.theme import Theme
 from dqnet.units import Unit, unit_for
 
 #: of the baselines, in their order; the curve has stars and squares of its own

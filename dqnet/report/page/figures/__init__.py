@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dqnet.report.figure import Figure
-from dqnet.report.figures.accuracy_by_cost import accuracy_by_cost
-from dqnet.report.figures.class_widths import class_widths
-from dqnet.report.figures.confidence_by_cost import confidence_by_cost
-from dqnet.report.figures.cost_histogram import cost_histogram
-from dqnet.report.figures.layer_widths import layer_widths
-from dqnet.report.figures.trade_off import trade_off
-from dqnet.report.results import Results
+from dqnet.report.page.figure import Figure
+from dqnet.report.page.figures.accuracy_by_cost import accuracy_by_cost
+from dqnet.report.page.figures.class_widths import class_widths
+from dqnet.report.page.figures.confidence_by_cost import confidence_by_cost
+from dqnet.report.page.figures.cost_histogram import cost_histogram
+from dqnet.report.page.figures.layer_widths import layer_widths
+from dqnet.report.page.figures.trade_off import trade_off
+from dqnet.report.page.results import Results
 from dqnet.report.runs import Run
 
 #: the stems of all files that figures are written to

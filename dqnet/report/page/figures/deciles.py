@@ -20,7 +20,7 @@ class Part:
     value: float
 
 
-def tenths(cost: np.ndarray, values: np.ndarray, parts: int = PARTS) -> list[Part]:
+def deciles(cost: np.ndarray, values: np.ndarray, parts: int = PARTS) -> list[Part]:
     """Means of ``values`` in equal parts of the images; fewer parts if there are fewer images.
 
     Many images can cost the same, and a border between two parts can fall among them. Then which

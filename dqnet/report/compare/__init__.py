@@ -1,0 +1,1 @@
+"""Tables and a figure over many finished runs: ``python -m dqnet.report.compare``."""

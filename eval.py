@@ -12,15 +12,65 @@ python eval.py checkpoint=runs/default/last.pt output=elsewhere
 python eval.py checkpoint=PATH data.root=ELSEWHERE trainer.device=cpu
 """
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig
+from rich.console import Console
 
 from dqnet.cli import job, start, to_object
 from dqnet.config import CascadeConfig, EvalConfig
 from dqnet.engine.evaluate_cascade import evaluate_cascade
 from dqnet.engine.evaluate_checkpoint import evaluate_checkpoint
+from dqnet.engine.evaluate_tables import print_evaluation
+from dqnet.engine.logging import WandbLogger
+from dqnet.errors import unknown_name
+from dqnet.report.runs import read_run
+
+REPORTS = ("none", "html")
+
+
+def evaluate_and_report(config: EvalConfig, console: Console | None = None) -> dict[str, Any]:
+    """Measures a network, then draws from the files of the evaluation; returns ``eval.json``.
+
+    Args:
+        config: what to measure, and whether to draw and log it.
+        console: where the tables are printed.
+    """
+    console = console or Console()
+    if config.report.name not in REPORTS:
+        raise unknown_name("report.name", config.report.name, REPORTS)
+    baselines = [Path(run) for run in config.report.baselines]
+    for baseline in baselines:  # not after minutes of evaluation
+        read_run(baseline)
+    evaluated = evaluate_checkpoint(config, console)
+    folder, results = evaluated.folder, evaluated.results
+    written = [folder / "eval.json", folder / "per_sample.csv"]
+    # The parts that draw take a second to load.
+    if config.curve:
+        from dqnet.report.page.curve import write_figure
+
+        written += [folder / "curve.csv", *write_figure(folder)]
+    if config.report.name == "html":
+        from dqnet.report.page.html import write_report
+
+        written += [folder / "samples.npz", write_report(folder, baselines)]
+    if config.logger.name == "wandb":
+        # A run that was trained with W&B goes on as the same run.
+        trained = evaluated.trained
+        logger = WandbLogger(
+            config.logger, asdict(trained.config), folder, trained.content["wandb_id"]
+        )
+        if config.report.name == "html":
+            from dqnet.report.page.wandb import log_report
+
+            log_report(logger.run, folder)
+        logger.finish({"eval": results})
+    print_evaluation(console, results, evaluated.points)
+    console.print(f"written: {', '.join(map(str, written))}", markup=False, soft_wrap=True)
+    return results
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
@@ -30,7 +80,7 @@ def main(config: DictConfig) -> None:
     def evaluate() -> None:
         wanted = to_object(EvalConfig, config)
         is_cascade = wanted.cascade != CascadeConfig()
-        (evaluate_cascade if is_cascade else evaluate_checkpoint)(wanted)
+        (evaluate_cascade if is_cascade else evaluate_and_report)(wanted)
 
     job(evaluate)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +12,41 @@ from dqnet.config import EvalConfig
 from dqnet.engine.curve import curve_lambdas, remove_other_curve, write_curve
 from dqnet.engine.evaluate import evaluate
 from dqnet.engine.evaluate_dynamic import alternatives, calibrate, check_request, set_budget
-from dqnet.engine.evaluate_tables import print_controls, print_curve
 from dqnet.engine.files import write_json
-from dqnet.engine.logging import WandbLogger, check_logger
+from dqnet.engine.logging import check_logger
 from dqnet.engine.samples import Thumbnails, write_samples
-from dqnet.engine.tables import print_summary
 from dqnet.engine.train import summarize
-from dqnet.engine.trained import load_trained, output_folder
-from dqnet.errors import unknown_name
-from dqnet.report.runs import read_run
-
-REPORTS = ("none", "html")
+from dqnet.engine.trained import Trained, load_trained, output_folder
 
 
-def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> dict[str, Any]:
-    """Writes ``eval.json`` and ``per_sample.csv`` and prints the table that training prints.
+@dataclass(frozen=True, eq=False)
+class Evaluated:
+    """An evaluation whose files are written.
+
+    Attributes:
+        trained: what was evaluated.
+        folder: where ``eval.json``, ``per_sample.csv``, and what else was asked for, are.
+        results: the content of ``eval.json``.
+        points: the rows of ``curve.csv``; ``None`` if it was not asked for.
+    """
+
+    trained: Trained
+    folder: Path
+    results: dict[str, Any]
+    points: list[dict[str, float]] | None
+
+
+def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> Evaluated:
+    """Writes ``eval.json``, ``per_sample.csv``, ``curve.csv``, and ``samples.npz`` for a report.
 
     Args:
         config: which checkpoint (a file, or a run folder, meaning its ``best.pt``), what to measure
             beyond its figures, and what to change about how it was trained: data folder, batch
             size, device.
-        console: where tables are printed.
-
-    Returns:
-        The content of ``eval.json``.
+        console: where progress is shown.
     """
     console = console or Console()
-    if config.report.name not in REPORTS:
-        raise unknown_name("report.name", config.report.name, REPORTS)
     check_logger(config.logger)
-    baselines = [Path(run) for run in config.report.baselines]
-    for run_folder in baselines:  # not after minutes of evaluation
-        read_run(run_folder)
     trained = load_trained(config.checkpoint, config, console)
     path, model, device, target = trained.path, trained.model, trained.device, trained.target
     images, data = trained.held_out, trained.data
@@ -87,32 +90,8 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> d
         console.print(line, markup=False, soft_wrap=True)
     write_json(folder / "eval.json", results)
     evaluation.write_csv(folder / "per_sample.csv")
-    written = [folder / "eval.json", folder / "per_sample.csv"]
-    # What is drawn is drawn from files, by parts that are not loaded unless they are asked for.
     if points is not None:
-        from dqnet.report.page.curve import write_figure
-
         write_curve(folder / "curve.csv", points)
-        written += [folder / "curve.csv", *write_figure(folder)]
     if with_report:
-        from dqnet.report.page.html import write_report
-
         write_samples(folder / "samples.npz", evaluation, thumbnails, trained.splits.class_names)
-        written += [folder / "samples.npz", write_report(folder, baselines)]
-    if config.logger.name == "wandb":
-        from dqnet.report.page.wandb import log_report
-
-        # A run that was trained with W&B goes on as the same run.
-        logger = WandbLogger(
-            config.logger, asdict(trained.config), folder, trained.content["wandb_id"]
-        )
-        if with_report:
-            log_report(logger.run, folder)
-        logger.finish({"eval": results})
-    print_summary(console, results)
-    if points is not None:
-        print_curve(console, points, results["budget_lambda"])
-    if config.controls:
-        print_controls(console, results["controls"])
-    console.print(f"written: {', '.join(map(str, written))}", markup=False, soft_wrap=True)
-    return results
+    return Evaluated(trained, folder, results, points)

@@ -8,7 +8,25 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from dqnet.engine.tables import print_summary
 from dqnet.units import MEGA
+
+
+def print_evaluation(
+    console: Console, results: dict[str, Any], points: Sequence[Mapping[str, float]] | None
+) -> None:
+    """The table that training prints, and those of the curve and the controls if there are any.
+
+    Args:
+        console: where to.
+        results: the content of ``eval.json``.
+        points: the rows of ``curve.csv``.
+    """
+    print_summary(console, results)
+    if points is not None:
+        print_curve(console, points, results["budget_lambda"])
+    if results["controls"] is not None:
+        print_controls(console, results["controls"])
 
 
 def print_curve(console: Console, points: Sequence[Mapping[str, float]], own: float) -> None:

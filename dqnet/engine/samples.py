@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dqnet.engine.evaluate import Evaluation
 from dqnet.engine.files import write_atomically
+
+if TYPE_CHECKING:  # a report reads the file without the parts that compute
+    from dqnet.engine.evaluate import Evaluation
 
 #: longest side of a thumbnail, in pixels
 MAX_SIDE = 64

@@ -18,8 +18,8 @@ from sklearn.datasets import load_digits
 from dqnet.cli import to_object
 from dqnet.config import EvalConfig, TrainConfig
 from dqnet.data import digits
-from dqnet.engine.evaluate_checkpoint import evaluate_checkpoint
 from dqnet.engine.train import train
+from eval import evaluate_and_report
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 #: 240 training images in four batches, 60 test images
@@ -91,7 +91,7 @@ def measure():
 
     def start(path, **changes):
         console = Console(file=io.StringIO(), width=100)
-        return evaluate_checkpoint(EvalConfig(checkpoint=str(path), **changes), console)
+        return evaluate_and_report(EvalConfig(checkpoint=str(path), **changes), console)
 
     return start
 

@@ -2,8 +2,6 @@
 
 import csv
 import shutil
-import sys
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -23,12 +21,12 @@ from dqnet.errors import UserError
 def written(monkeypatch):
     """What the report was asked for; it is replaced by a stand-in that draws nothing."""
     calls = []
-    html = ModuleType("dqnet.report.page.html")
-    html.write_report = lambda folder, baselines=(): (
-        calls.append((folder, baselines)) or folder / "report/index.html"
+    monkeypatch.setattr(
+        "dqnet.report.page.html.write_report",
+        lambda folder, baselines=(): (
+            calls.append((folder, baselines)) or folder / "report/index.html"
+        ),
     )
-    monkeypatch.setitem(sys.modules, "dqnet.report", ModuleType("dqnet.report"))
-    monkeypatch.setitem(sys.modules, "dqnet.report.page.html", html)
     return calls
 
 

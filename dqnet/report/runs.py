@@ -1,10 +1,9 @@
-"""Finished runs, as their folders describe them."""
+"""A finished run, as its folder describes it."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,6 @@ from yaml import YAMLError
 
 from dqnet.config import flatten
 from dqnet.errors import UserError
-from dqnet.report.compare.cascades import CascadeCurve, read_cascade
-from dqnet.report.compare.export_runs import exported_name
 
 #: the method of a run whose model was not converted
 FLOAT = "float"
@@ -32,7 +29,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Gain:
-    """Top-1 with the images' own routing less that with shuffled, and its interval."""
+    """Top-1 with the images' own routing less that with shuffled, and its interval; points."""
 
     points: float
     low: float
@@ -57,7 +54,6 @@ class Run:
         gain: of the controls in ``eval.json``; ``None`` if there are none at the run's own budget.
         curve: ``curve.csv``, by ascending cost; empty if there is none. Neither counts if eval.py
             measured the validation part, or another checkpoint than the summary's.
-        cascade: ``cascade.json``; ``None`` if there is none.
     """
 
     folder: Path
@@ -79,7 +75,6 @@ class Run:
     seconds: float
     gain: Gain | None
     curve: tuple[CurvePoint, ...]
-    cascade: CascadeCurve | None
 
     @property
     def kind(self) -> str:
@@ -93,52 +88,20 @@ class Run:
         """Bit-FLOPs of the mean image over the target."""
         return None if self.bit_flops is None else self.bit_flops / self.target_bit_flops
 
-    @property
-    def instance_gain(self) -> float | None:
-        """The gain without its interval, points."""
-        return None if self.gain is None else self.gain.points
-
-
-def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Path]]:
-    """Searches folders, and all that is below them, for runs.
-
-    Returns:
-        The finished runs, and the folders of unfinished ones: with a checkpoint or metrics, and no
-        ``summary.json``. A folder that is reached twice counts once, and so does a run beside a
-        copy of it, as :func:`dqnet.report.compare.export_runs.export_runs` makes them.
-
-    Raises:
-        UserError: for a folder that does not exist, or a finished run that cannot be read.
-    """
-    finished: dict[Path, Path] = {}
-    unfinished: dict[Path, Path] = {}
-    for folder in folders:
-        if not folder.is_dir():
-            raise UserError(f"{folder} is not a folder")
-        for summary in sorted(folder.rglob("summary.json")):
-            finished.setdefault(summary.parent.resolve(), summary.parent)
-        for trace in sorted([*folder.rglob("metrics.jsonl"), *folder.rglob("last.pt")]):
-            if not (trace.parent / "summary.json").exists():
-                unfinished.setdefault(trace.parent.resolve(), trace.parent)
-    originals: dict[tuple[str, bytes], Path] = {}
-    for resolved, folder in finished.items():
-        copy = exported_name(resolved.name), (folder / "summary.json").read_bytes()
-        originals.setdefault(copy, folder)
-    return [read_run(folder) for folder in originals.values()], list(unfinished.values())
-
 
 def read_run(folder: Path) -> Run:
     """The run in a folder with ``summary.json`` and ``.hydra/config.yaml``.
 
     Raises:
-        UserError: naming the file that is missing, broken or without a figure it should have.
+        UserError: naming the file that is missing, broken or without a metric it should have.
     """
     summary = _json(folder / "summary.json")
     config = _yaml(folder / ".hydra" / "config.yaml")
     overrides = folder / ".hydra" / "overrides.yaml"
-    measured = folder / "eval.json"
-    # eval.py writes its files together.
-    own = not measured.exists() or _is_of_summary(_json(measured))
+    evaluation = _json(folder / "eval.json") if (folder / "eval.json").exists() else {}
+    # eval.py writes its files together: the test part, with the summary's checkpoint, or neither.
+    checkpoint = Path(evaluation.get("checkpoint", "best.pt")).name
+    own = evaluation.get("split", "test") == "test" and checkpoint == "best.pt"
     try:
         quant = config["quant"]
         converted = quant["quantizer"] is not None
@@ -154,46 +117,30 @@ def read_run(folder: Path) -> Run:
             overrides=tuple(_yaml(overrides)) if overrides.exists() else (),
             config=flatten(config),
             distinct_routings=summary.get("distinct_routings"),
-            gain=_gain(measured) if own else None,
+            gain=_gain(folder, evaluation) if own else None,
             curve=_curve(folder / "curve.csv") if own else (),
-            cascade=read_cascade(folder),
-            **{name: summary[name] for name in _FIGURES},
+            **{name: summary[name] for name in _METRICS},
         )
     except KeyError as error:
         raise UserError(f"{folder}/summary.json has no {error.args[0]!r}") from error
 
 
-_FIGURES = (
-    "seed",
-    "target_bits",
-    "target_bit_flops",
-    "top1",
-    "top5",
-    "loss",
-    "bit_flops",
-    "bit_flops_std",
-    "mean_width",
-    "epochs",
-    "seconds",
+_METRICS = (
+    *("seed", "target_bits", "target_bit_flops", "top1", "top5", "loss", "bit_flops"),
+    *("bit_flops_std", "mean_width", "epochs", "seconds"),
 )
 
 
-def _is_of_summary(evaluation: dict[str, Any]) -> bool:
-    """Whether it measured what summary.json did: the test part, with ``best.pt``."""
-    checkpoint = Path(evaluation.get("checkpoint", "best.pt")).name
-    return evaluation.get("split", "test") == "test" and checkpoint == "best.pt"
-
-
-def _gain(path: Path) -> Gain | None:
-    content = _json(path) if path.exists() else {}
-    measured = (content.get("controls") or {}).get("instance_gain")
+def _gain(folder: Path, evaluation: dict[str, Any]) -> Gain | None:
+    measured = (evaluation.get("controls") or {}).get("instance_gain")
     # At another budget it belongs to another cost than the run's.
-    if measured is None or content.get("budget") is not None:
+    if measured is None or evaluation.get("budget") is not None:
         return None
     try:
         return Gain(*(measured[name] for name in ("points", "low", "high")))
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: controls.instance_gain lacks points, low or high") from error
+        line = f"{folder}/eval.json: controls.instance_gain lacks points, low or high"
+        raise UserError(line) from error
 
 
 def _curve(path: Path) -> tuple[CurvePoint, ...]:
@@ -201,10 +148,8 @@ def _curve(path: Path) -> tuple[CurvePoint, ...]:
         return ()
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            points = [
-                CurvePoint(*(float(row[name]) for name in CurvePoint.__dataclass_fields__))
-                for row in csv.DictReader(file)
-            ]
+            rows = csv.DictReader(file)
+            points = [CurvePoint(float(row["bit_flops"]), float(row["top1"])) for row in rows]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is broken: numbers are needed under bit_flops and top1") from error
     return tuple(sorted(points, key=lambda point: point.bit_flops))
@@ -216,7 +161,7 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} cannot be read: it holds no object")
+        raise UserError(f"{path} cannot be read: it does not hold an object")
     return content
 
 

@@ -3,6 +3,14 @@
 import csv
 import json
 
+from omegaconf import OmegaConf
+
+#: what a run's record holds where nothing else is said
+DEFAULTS = {
+    "quant": {"shared_until": "auto", "static": [], "controller": {"kind": "shared"}},
+    "loss": {"alpha": 1.0},
+    "optim": {"lr": 0.05},
+}
 #: Bit-FLOPs per squared bit of the network that the runs pretend to have
 UNIT = 1e6
 
@@ -11,7 +19,10 @@ def write_run(
     folder, *, method="dorefa", widths=(3,), target=None, seed=0, top1=80.0, cost=None, std=0.0,
     overrides=(), gain=None, split="test", budget=None, curve=(), epochs=6, config=None,
 ):  # fmt: skip
-    """A finished run. ``cost`` defaults to the target's; ``curve``: pairs of cost and top-1."""
+    """A finished run. ``cost`` defaults to the target's; ``curve``: pairs of cost and top-1.
+
+    ``overrides`` are typed, and so recorded; ``config`` is recorded alone, as a recipe's settings.
+    """
     converted = method is not None
     target = target or widths[len(widths) // 2]
     target_cost = UNIT * target**2 if converted else None
@@ -35,8 +46,10 @@ def write_run(
     (folder / "metrics.jsonl").write_text('{"epoch": 0}\n')
     (folder / "best.pt").write_bytes(b"weights")
     quant = {"quantizer": method, "widths": list(widths)}
-    config = {"seed": seed, "quant": quant, **(config or {})}
-    (folder / ".hydra" / "config.yaml").write_text(json.dumps(config))
+    own = {"seed": seed, "quant": quant, "trainer": {"epochs": epochs}}
+    named = [o.lstrip("+") for o in overrides if not o.startswith(("quant=", "experiment="))]
+    record = OmegaConf.merge(DEFAULTS, own, OmegaConf.from_dotlist(named), config or {})
+    OmegaConf.save(record, folder / ".hydra" / "config.yaml")
     typed = [f"quant={method or 'none'}", f"quant.widths={list(widths)}", f"seed={seed}"]
     (folder / ".hydra" / "overrides.yaml").write_text(json.dumps([*typed, *overrides]))
     if gain is not None:

@@ -10,8 +10,8 @@ from run_folders import UNIT, write_run
 
 from dqnet.report.compare.__main__ import main
 from dqnet.report.compare.cascades import against_static, read_cascade
-from dqnet.report.compare.groups import group
-from dqnet.report.runs import find_runs
+from dqnet.report.compare.find_runs import find_runs
+from dqnet.report.compare.groups import group, run_table
 
 #: Bit-FLOPs of the full-precision layers
 FULL = 5 * UNIT
@@ -67,13 +67,14 @@ def study(tmp_path):
 
 
 def test_cheapest_point_that_is_as_accurate(study):
-    three, four = against_static(group(find_runs([study])[0]))
-    assert (three.method, three.cascade.first, three.cascade.second) == ("lsq", "2", "2/3/4 at 3")
-    assert (three.static.target_bits, four.static.target_bits) == (3, 4)
-    assert three.reached.share == 0.3
+    groups = group(run_table(find_runs([study])[0]))
+    three, four = against_static(groups).itertuples()
+    assert (three.method, three.first, three.second) == ("lsq", "2", "2/3/4 at 3")
+    assert (three.static_bits, four.static_bits) == (3, 4)
+    assert three.share == 0.3
     assert three.cost_ratio == pytest.approx((4 + 0.3 * 9) / 9)
     assert three.total_ratio == pytest.approx((4 + 0.3 * 9 + 1.3 * 5) / (9 + 5))
-    assert (four.reached, four.cost_ratio, four.total_ratio) == (None, None, None)
+    assert all(map(np.isnan, (four.share, four.cost_ratio, four.total_ratio)))
 
 
 def test_tables_and_figure(study, tmp_path, capsys):
@@ -132,7 +133,7 @@ def test_of_other_images_or_weights_than_the_summary(study, changes):
 
 def test_points_come_in_any_order(study):
     write_cascade(study / "static2", points=POINTS[::-1])
-    assert [point.share for point in read_cascade(study / "static2").points] == [0, 0.1, 0.3, 1]
+    assert read_cascade(study / "static2").points["share"].tolist() == [0, 0.1, 0.3, 1]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"first": 1, "second": 2}'])

@@ -9,15 +9,16 @@ import subprocess
 import sys
 
 import matplotlib.image
+import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 from run_folders import UNIT, write_run
 
 from dqnet.report.compare.__main__ import main
 from dqnet.report.compare.export_runs import exported_name, without_paths
-from dqnet.report.compare.groups import distinctive, group
+from dqnet.report.compare.find_runs import find_runs
+from dqnet.report.compare.groups import group, run_table
 from dqnet.report.compare.pairs import pair
-from dqnet.report.runs import find_runs
 
 
 def rows(path):
@@ -26,7 +27,11 @@ def rows(path):
 
 
 def groups_of(folder):
-    return group(find_runs([folder])[0])
+    return group(run_table(find_runs([folder])[0]))
+
+
+def pairs_of(folder):
+    return list(pair(groups_of(folder)).itertuples())
 
 
 @pytest.fixture
@@ -153,16 +158,29 @@ def test_mistakes_end_with_one_line(study, tmp_path, monkeypatch, arguments, sai
 # What tells lines apart
 
 
-def test_widths_target_seed_and_paths_are_no_settings():
-    overrides = [
-        "quant=lsq", "quant.widths=[2,3]", "+quant.quantizer=lsq", "seed=3", "loss.target_bits=2.5",
-        "data.root=/d", "model.checkpoint_path=/w.pt", "trainer.device=cuda",
-        "trainer.epochs=9", "trainer.checkpoint_minutes=1", "hydra.run.dir=x",
-        "hydra/launcher=joblib", "logger=wandb", "sweep=main",
-        "+loss.alpha=2", "quant.controller.kind=separate", "experiment=cifar_static",
-    ]  # fmt: skip
-    expected = {"loss.alpha=2", "quant.controller.kind=separate", "experiment=cifar"}
-    assert distinctive(overrides) == expected
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=3", "data.root=/d", "model.checkpoint_path=/w.pt", "trainer.device=cuda",
+        "trainer.progress=false", "trainer.checkpoint_minutes=1", "trainer.checkpoint_steps=1",
+        "data.workers=3", "data.download=true", "logger.name=wandb", "+logger.project=x",
+        "loss.alpha=1", "optim.lr=0.05",
+    ],
+)  # fmt: skip
+def test_seed_circumstances_and_typed_defaults_are_no_settings(tmp_path, override):
+    write_run(tmp_path / "a", widths=(2, 3, 4))
+    write_run(tmp_path / "b", widths=(2, 3, 4), seed=3, overrides=[override])
+    (g,) = groups_of(tmp_path).itertuples()
+    assert (g.label, g.runs) == ("", 2)
+
+
+def test_widths_and_target_are_no_settings(tmp_path):
+    write_run(tmp_path / "a", widths=(2, 3, 4))
+    write_run(tmp_path / "b", widths=(2, 3), target=2.5, overrides=["loss.target_bits=2.5"])
+    write_run(tmp_path / "c", widths=(2, 3), target=3, overrides=["+loss.alpha=2"])
+    groups = groups_of(tmp_path)
+    assert groups["label"].tolist() == ["", "", "loss.alpha=2"]
+    assert groups["target_bits"].tolist() == [2.5, 3, 3]
 
 
 def test_settings_are_shown_as_they_were_typed(tmp_path, capsys):
@@ -181,7 +199,7 @@ def test_settings_that_all_runs_of_a_method_have_are_not_in_the_label(tmp_path):
     write_run(tmp_path / "b", widths=(2, 3, 4), overrides=common)
     write_run(tmp_path / "c", widths=(2, 3, 4), overrides=[*common, "quant.shared_until=layer2"])
     write_run(tmp_path / "d", method="lsq", overrides=["optim.lr=0.01"])
-    labels = [(g.method, g.kind, g.label) for g in groups_of(tmp_path)]
+    labels = [(g.method, g.kind, g.label) for g in groups_of(tmp_path).itertuples()]
     assert labels == [
         ("dorefa", "static", ""),
         ("dorefa", "dynamic", ""),
@@ -192,12 +210,13 @@ def test_settings_that_all_runs_of_a_method_have_are_not_in_the_label(tmp_path):
 
 def test_seeds_are_averaged_and_other_settings_are_not(study):
     write_run(study / "long", widths=(3,), seed=2, top1=99.0, epochs=9)
-    statics = [g for g in groups_of(study) if g.kind == "static" and g.target_bits == 3]
-    assert [(g.mean("top1"), len(g.runs), g.label) for g in statics] == [
+    groups = groups_of(study).itertuples()
+    statics = [g for g in groups if g.kind == "static" and g.target_bits == 3]
+    assert [(g.top1, g.runs, g.label) for g in statics] == [
         (80.5, 2, "trainer.epochs=6"),
         (99.0, 1, "trainer.epochs=9"),
     ]
-    assert statics[1].std("top1") is None
+    assert math.isnan(statics[1].top1_seeds)
 
 
 def test_runs_of_one_command_and_other_settings_are_lines_of_their_own(tmp_path):
@@ -207,21 +226,20 @@ def test_runs_of_one_command_and_other_settings_are_lines_of_their_own(tmp_path)
         write_run(tmp_path / f"static-{lr}", top1=top1, config=config)
         dynamic = {"widths": (2, 3, 4), "config": config}
         write_run(tmp_path / f"dynamic-{lr}", **dynamic, top1=top1 + 1)
-    groups = groups_of(tmp_path)
-    assert [(g.label, g.kind, g.mean("top1")) for g in groups] == [
+    assert [(g.label, g.kind, g.top1) for g in groups_of(tmp_path).itertuples()] == [
         ("optim.lr=0.1", "static", 80.0),
         ("optim.lr=0.1", "dynamic", 81.0),
         ("optim.lr=0.2", "static", 60.0),
         ("optim.lr=0.2", "dynamic", 61.0),
     ]
-    assert [found.difference for found in pair(groups)] == [1.0, 1.0]
+    assert [found.difference for found in pairs_of(tmp_path)] == [1.0, 1.0]
 
 
 def test_a_record_without_a_setting_is_of_an_earlier_version(tmp_path):
     write_run(tmp_path / "old", top1=80.0)
     write_run(tmp_path / "new", top1=82.0, seed=1, config={"optim": {"new": 1}})
-    (g,) = groups_of(tmp_path)
-    assert g.mean("top1") == 81.0
+    (g,) = groups_of(tmp_path).itertuples()
+    assert g.top1 == 81.0
 
 
 @pytest.mark.parametrize(
@@ -230,30 +248,30 @@ def test_a_record_without_a_setting_is_of_an_earlier_version(tmp_path):
 def test_paths_tell_runs_apart_if_a_seed_comes_twice(tmp_path, seed, labels):
     write_run(tmp_path / "a", config={"data": {"root": "/a"}})
     write_run(tmp_path / "b", config={"data": {"root": "/b"}}, top1=70.0, seed=seed)
-    assert [g.label for g in groups_of(tmp_path)] == labels
+    assert groups_of(tmp_path)["label"].tolist() == labels
 
 
 def test_a_run_and_its_kept_copy_count_once(study, tmp_path):
-    before = [len(g.runs) for g in groups_of(study)]
+    before = groups_of(study)["runs"].tolist()
     main([str(study), "--out", str(tmp_path / "out"), "--keep", str(study / "kept")])
-    assert [len(g.runs) for g in groups_of(study)] == before
+    assert groups_of(study)["runs"].tolist() == before
 
 
 def test_one_seeds_curve_is_not_the_curve_of_their_mean(tmp_path):
     for seed in range(2):
         curve = () if seed else [(4.0, 70.0)]
         write_run(tmp_path / str(seed), widths=(2, 3), seed=seed, curve=curve)
-    (g,) = groups_of(tmp_path)
-    assert g.curve() == ()
+    (curve,) = groups_of(tmp_path)["curve"]
+    assert curve == ()
 
 
 def test_mean_curve_covers_what_all_runs_reach(tmp_path):
     curves = [(2.0, 60.0), (4.0, 70.0), (6.0, 74.0)], [(3.0, 70.0), (5.0, 80.0), (9.0, 90.0)]
     for seed, curve in enumerate(curves):
         write_run(tmp_path / str(seed), widths=(2, 3), seed=seed, curve=curve)
-    (g,) = groups_of(tmp_path)
+    (curve,) = groups_of(tmp_path)["curve"]
     # At 4 the second run has 75, at 6 it has 82.5; it does not reach down to 2.
-    assert [(p.bit_flops, p.top1) for p in g.curve()] == [(4.0, 72.5), (6.0, 78.25)]
+    assert [(p.bit_flops, p.top1) for p in curve] == [(4.0, 72.5), (6.0, 78.25)]
 
 
 # Static against dynamic
@@ -269,7 +287,7 @@ def test_a_line_is_compared_with_the_static_network_of_its_settings(tmp_path):
     write_run(tmp_path / "long", **dynamic, epochs=9, overrides=[separate])
     write_run(tmp_path / "longest", **dynamic, epochs=30)
     write_run(tmp_path / "lsq", method="lsq", **dynamic)
-    found = {pair.settings: pair.difference for pair in pair(groups_of(tmp_path))}
+    found = {pair.settings: pair.difference for pair in pairs_of(tmp_path)}
     assert found == {
         ("trainer.epochs=6",): 4.0,
         (separate, "trainer.epochs=6"): 4.0,
@@ -278,26 +296,36 @@ def test_a_line_is_compared_with_the_static_network_of_its_settings(tmp_path):
 
 
 def test_each_kind_has_a_recipe_of_its_own(tmp_path):
-    write_run(tmp_path / "static", overrides=["experiment=one"])
-    write_run(tmp_path / "dynamic", widths=(2, 3, 4), overrides=["experiment=another"])
-    (found,) = pair(groups_of(tmp_path))
-    assert found.dynamic.label == "experiment=another"
+    recipe = {"overrides": ["experiment=one"], "config": {"loss": {"alpha": 3.0}}}
+    write_run(tmp_path / "static", **recipe)
+    recipe = {"overrides": ["experiment=another"], "config": {"loss": {"alpha": 2.0}}}
+    write_run(tmp_path / "dynamic", widths=(2, 3, 4), **recipe)
+    (found,) = pairs_of(tmp_path)
+    assert (found.label, found.dynamic_runs) == ("", 1)
+
+
+def test_a_setting_that_only_dynamic_runs_were_given_is_in_the_label(tmp_path):
+    write_run(tmp_path / "static")
+    write_run(tmp_path / "dynamic", widths=(2, 3, 4), overrides=["optim.lr=0.1"])
+    (found,) = pairs_of(tmp_path)
+    assert (found.static_label, found.label) == ("", "optim.lr=0.1")
 
 
 def test_another_target_counts_where_it_is_as_accurate_and_cheaper(tmp_path):
     write_run(tmp_path / "static", widths=(4,), top1=80.0)
     write_run(tmp_path / "dynamic", widths=(2, 3, 4), top1=80.0)
-    (found,) = pair(groups_of(tmp_path))
-    assert (found.dynamic, found.difference, found.cost_ratio) == (None, None, None)
-    assert found.same_accuracy_ratio == 9 / 16
-    assert found.cheapest.at == "target 3"
+    (found,) = pairs_of(tmp_path)
+    assert all(map(math.isnan, (found.dynamic_top1, found.difference, found.cost_ratio)))
+    assert found.same_accuracy_cost_ratio == 9 / 16
+    assert found.same_accuracy_at == "target 3"
 
 
 def test_an_accuracy_that_is_never_reached_has_no_ratio(tmp_path):
     write_run(tmp_path / "static", top1=80.0)
     write_run(tmp_path / "dynamic", widths=(2, 3, 4), top1=79.0, curve=[(20 * UNIT, 79.9)])
-    (found,) = pair(groups_of(tmp_path))
-    assert found.same_accuracy_ratio is found.cheapest is None
+    (found,) = pairs_of(tmp_path)
+    assert math.isnan(found.same_accuracy_cost_ratio)
+    assert pd.isna(found.same_accuracy_at)
 
 
 # Small copies

@@ -6,7 +6,8 @@ import pytest
 from run_folders import UNIT, write_run
 
 from dqnet.errors import UserError
-from dqnet.report.runs import CurvePoint, Gain, find_runs, read_run
+from dqnet.report.compare.find_runs import find_runs
+from dqnet.report.runs import CurvePoint, Gain, read_run
 
 
 def test_a_run_is_what_its_files_say(tmp_path):

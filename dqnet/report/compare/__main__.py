@@ -9,11 +9,10 @@ Written are compare.csv (one row per run), pairs.csv (static against dynamic), c
 that eval.py measured, against static networks), compare.md (all of them, means over seeds) and the
 figure, compare.png and compare.pdf.
 
-A line of the figure is a method (the quantizer) and the overrides in which its runs differ beyond
-widths, target and seed: the label. A label says what was typed, so a default that was typed out
-counts as different from one that was not; epochs are always seen, and the recorded settings where
-runs differ that were started by the same overrides. Static and dynamic runs are a pair if the
-static ones have no setting, epochs included, that the dynamic ones lack.
+A line of the figure is a method (the quantizer) and the recorded settings in which its runs differ
+beyond widths, target and seed: the label, which leaves out defaults. Settings that do not change a
+result never count. Static and dynamic runs are a pair if the static ones have no setting, epochs
+included, that the dynamic ones lack.
 """
 
 from __future__ import annotations
@@ -29,20 +28,19 @@ from dqnet.errors import UserError
 from dqnet.report.compare.cascades import against_static
 from dqnet.report.compare.export_runs import export_runs
 from dqnet.report.compare.figure import draw
-from dqnet.report.compare.groups import group
+from dqnet.report.compare.find_runs import find_runs
+from dqnet.report.compare.groups import group, run_table
 from dqnet.report.compare.pairs import pair
 from dqnet.report.compare.tables import (
-    cascade_rows,
+    PAIR_COLUMNS,
+    RUN_COLUMNS,
     cascade_table,
     group_table,
     markdown,
-    pair_rows,
     pair_table,
-    run_rows,
     show,
     write_csv,
 )
-from dqnet.report.runs import find_runs
 from dqnet.standard_output import take_every_character
 
 
@@ -74,29 +72,30 @@ def compare(
         )
     if not runs:
         raise UserError(f"no finished run (summary.json) below {', '.join(map(str, folders))}")
-    groups = group(runs)
+    table = run_table(runs)
+    groups = group(table)
     pairs = pair(groups)
     cascades = against_static(groups)
     tables = [group_table(groups)]
-    tables += [pair_table(pairs)] if pairs else []
-    tables += [cascade_table(cascades)] if cascades else []
+    tables += [] if pairs.empty else [pair_table(pairs)]
+    tables += [] if cascades.empty else [cascade_table(cascades)]
     try:
         if exported is not None:
             export_runs(runs, exported)
         out.mkdir(parents=True, exist_ok=True)
-        write_csv(out / "compare.csv", run_rows(groups))
-        write_csv(out / "pairs.csv", pair_rows(pairs))
-        write_csv(out / "cascades.csv", cascade_rows(cascades))
+        write_csv(out / "compare.csv", table, RUN_COLUMNS)
+        write_csv(out / "pairs.csv", pairs, PAIR_COLUMNS)
+        write_csv(out / "cascades.csv", cascades)
         draw(groups, pairs, title, [out / "compare.png", out / "compare.pdf"])
         text = [f"# {title}", "![accuracy against Bit-FLOPs](compare.png)", *map(markdown, tables)]
         (out / "compare.md").write_text("\n\n".join(text) + "\n", "utf-8", "surrogateescape")
     except OSError as error:
         raise UserError(f"{error.filename or out} cannot be written: {error.strerror}") from error
-    for table in tables:
-        show(console, table)
+    for text_table in tables:
+        show(console, text_table)
     written = f"written to {out}: compare.csv, .md, .png and .pdf"
-    written += ", pairs.csv" if pairs else ""
-    written += ", cascades.csv" if cascades else ""
+    written += "" if pairs.empty else ", pairs.csv"
+    written += "" if cascades.empty else ", cascades.csv"
     console.print(written, highlight=False, soft_wrap=True, markup=False)
 
 

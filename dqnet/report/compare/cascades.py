@@ -2,86 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from dqnet.engine.files import read_json
 from dqnet.errors import UserError
 
-if TYPE_CHECKING:
-    from dqnet.report.compare.groups import Group
+#: of a threshold: the share of images that run twice, costs, top-1 in %, and the instance gain
+POINT = (
+    *("share", "bit_flops", "bit_flops_total", "top1"),
+    *("instance_gain.points", "instance_gain.low", "instance_gain.high"),
+)
 
 
-@dataclass(frozen=True)
-class CascadePoint:
-    """One threshold.
-
-    Attributes:
-        share: of the images that ran twice, in [0, 1].
-        bit_flops: of the mean image.
-        bit_flops_total: the same with full-precision layers.
-        top1: %.
-        gain, low, high: the instance gain in points, and its interval.
-    """
-
-    share: float
-    bit_flops: float
-    bit_flops_total: float
-    top1: float
-    gain: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class CascadeCurve:
+@dataclass(frozen=True, eq=False)
+class Cascade:
     """A run as the first pass of a cascade, at all thresholds.
 
     Attributes:
         first, second: the passes' widths, and what they were to cost: ``2/3/4 at 3``.
         full_precision: Bit-FLOPs of the second network's full-precision layers.
-        points: by ascending cost.
+        points: a row per threshold, by ascending cost, with the columns ``POINT``.
     """
 
     first: str
     second: str
     full_precision: float
-    points: tuple[CascadePoint, ...]
+    points: pd.DataFrame
 
 
-@dataclass(frozen=True)
-class AgainstStatic:
-    """A cascade and a static network of its method, dearer and better than its first pass alone.
-
-    Attributes:
-        method: the quantizer.
-        cascade: the cascade.
-        static: the static runs.
-        reached: the cheapest point that is as accurate; ``None`` if there is none.
-    """
-
-    method: str
-    cascade: CascadeCurve
-    static: Group
-    reached: CascadePoint | None
-
-    @property
-    def cost_ratio(self) -> float | None:
-        """Cost at which the cascade is as accurate as the static network, over the static cost."""
-        return self.reached and self.reached.bit_flops / self.static.mean("bit_flops")
-
-    @property
-    def total_ratio(self) -> float | None:
-        """The same with full-precision layers, those of the second network for the static one."""
-        if self.reached is None:
-            return None
-        static = self.static.mean("bit_flops") + self.cascade.full_precision
-        return self.reached.bit_flops_total / static
-
-
-def read_cascade(folder: Path) -> CascadeCurve | None:
+def read_cascade(folder: Path) -> Cascade | None:
     """``cascade.json`` of a run folder; ``None`` without one, or one of another part or checkpoint.
 
     Raises:
@@ -95,40 +48,58 @@ def read_cascade(folder: Path) -> CascadeCurve | None:
         first, second = content["first"], content["second"]
         if content["split"] != "test" or Path(first["checkpoint"]).name != "best.pt":
             return None
-        points = [
-            CascadePoint(
-                *(point[name] for name in ("share", "bit_flops", "bit_flops_total", "top1")),
-                *(point["instance_gain"][name] for name in ("points", "low", "high")),
-            )
-            for point in content["points"]
-        ]
+        points = pd.json_normalize(content["points"])[list(POINT)].sort_values("bit_flops")
         full_precision = second["bit_flops_total"] - second["bit_flops"]
-        passes = _label(first), _label(second)
+        return Cascade(_label(first), _label(second), full_precision, points)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not what eval.py writes: {error!r}") from error
-    points.sort(key=lambda point: point.bit_flops)
-    return CascadeCurve(*passes, full_precision, tuple(points))
 
 
-def against_static(groups: Iterable[Group]) -> list[AgainstStatic]:
-    """Every cascade beside each static network that it is meant to replace."""
-    groups = list(groups)
-    found = []
-    for g in groups:
+def against_static(groups: pd.DataFrame) -> pd.DataFrame:
+    """Every cascade beside each static network of its method that it is meant to replace.
+
+    Those are more expensive and more accurate than its first pass alone.
+
+    Returns:
+        The columns of ``cascades.csv``. From ``top1`` on they are of the cheapest point that is as
+        accurate as the static network, which is a little optimistic, as in a trade-off curve; they
+        are empty if there is none. ``cost_ratio`` is its cost over the static one, ``total_ratio``
+        the same with full-precision layers, those of the second network for the static one.
+    """
+    rows = []
+    for g in groups.itertuples():
+        statics = groups[(groups["kind"] == "static") & (groups["method"] == g.method)]
         for cascade in g.cascades:
-            statics = [s for s in groups if s.kind == "static" and s.method == g.method]
-            for static in sorted(statics, key=lambda s: s.mean("bit_flops")):
-                alone = cascade.points[0]
-                dearer = static.mean("bit_flops") > alone.bit_flops
-                if dearer and static.mean("top1") > alone.top1:
-                    reached = _reach(cascade.points, static.mean("top1"))
-                    found.append(AgainstStatic(g.method, cascade, static, reached))
-    return found
+            alone = cascade.points.iloc[0]
+            replaced = (statics["bit_flops"] > alone["bit_flops"]) & (
+                statics["top1"] > alone["top1"]
+            )
+            for static in statics[replaced].sort_values("bit_flops", kind="stable").itertuples():
+                rows.append(
+                    {
+                        "method": g.method,
+                        "first": cascade.first,
+                        "second": cascade.second,
+                        "static_bits": static.target_bits,
+                        "static_top1": static.top1,
+                        "static_bit_flops": static.bit_flops,
+                        **_reached(cascade, static.top1, static.bit_flops),
+                    }
+                )
+    return pd.DataFrame(rows)
 
 
-def _reach(points: Sequence[CascadePoint], top1: float) -> CascadePoint | None:
-    """The cheapest point with at least this accuracy; optimistic, as in a trade-off curve."""
-    return next((point for point in points if point.top1 >= top1), None)
+def _reached(cascade: Cascade, top1: float, bit_flops: float) -> dict[str, float]:
+    names = ("top1", "bit_flops", "cost_ratio", "total_ratio")
+    names += ("share", "gain", "gain_low", "gain_high")
+    reached = cascade.points[cascade.points["top1"] >= top1]
+    if reached.empty:
+        return dict.fromkeys(names, float("nan"))
+    point = reached.iloc[0]
+    cost_ratio = point["bit_flops"] / bit_flops
+    total_ratio = point["bit_flops_total"] / (bit_flops + cascade.full_precision)
+    values = (point["top1"], point["bit_flops"], cost_ratio, total_ratio, point["share"])
+    return dict(zip(names, (*values, *point.iloc[4:]), strict=True))
 
 
 def _label(network: dict[str, Any]) -> str:

@@ -2,122 +2,77 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+import numpy as np
+import pandas as pd
 
-from dqnet.report.compare.groups import Group
+LINE = ["method", "settings"]
 
 
-@dataclass(frozen=True)
-class Cheapest:
-    """The cheapest point of a dynamic line that reaches an accuracy.
-
-    Attributes:
-        bit_flops: cost of the mean image there.
-        at: the target of the runs, and whether it is a point of their trade-off curve.
-    """
-
-    bit_flops: float
-    at: str
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A static network and the dynamic line of its method.
-
-    Attributes:
-        static: the static runs.
-        settings: of the dynamic line.
-        dynamic: the runs of the line with the same target; ``None`` if there are none.
-        cheapest: where the line reaches the static accuracy; ``None`` if it does not.
-    """
-
-    static: Group
-    settings: tuple[str, ...]
-    dynamic: Group | None
-    cheapest: Cheapest | None
-
-    @property
-    def difference(self) -> float | None:
-        """Top-1 of dynamic less static, points, of the means over seeds."""
-        if self.dynamic is None:
-            return None
-        return self.dynamic.mean("top1") - self.static.mean("top1")
-
-    @property
-    def difference_std(self) -> float | None:
-        """Standard deviation of the difference between one run and one run; needs two of each.
-
-        The runs are taken as independent: an equal seed means the same order of images, not the
-        same noise in the result.
-        """
-        if self.dynamic is None:
-            return None
-        spreads = self.dynamic.std("top1"), self.static.std("top1")
-        return None if None in spreads else math.hypot(*spreads)
-
-    @property
-    def cost_ratio(self) -> float | None:
-        """Bit-FLOPs of the mean image, dynamic over static."""
-        if self.dynamic is None:
-            return None
-        return self.dynamic.mean("bit_flops") / self.static.mean("bit_flops")
-
-    @property
-    def same_accuracy_ratio(self) -> float | None:
-        """Cost at which the line is as accurate as the static network, over the static cost."""
-        if self.cheapest is None:
-            return None
-        return self.cheapest.bit_flops / self.static.mean("bit_flops")
-
-
-def pair(groups: Iterable[Group]) -> list[Pair]:
+def pair(groups: pd.DataFrame) -> pd.DataFrame:
     """Pairs every dynamic line with each static network of its method and its settings.
 
     A static network has no use for some settings of a dynamic one, the controller's for instance,
-    so it need not have them. Those it does have the line must have as well; the recipe,
-    ``experiment=``, is left to each kind. Of several, the one that shares most settings is taken.
-    With no dynamic runs of equal target there is a pair only if another target beats the static
-    network: as accurate and cheaper.
+    so it need not have them. Those it does have the line must have as well. Of several, the one
+    that shares most settings is taken. With no dynamic runs of equal target there is a pair only if
+    another target beats the static network: as accurate and cheaper.
+
+    Returns:
+        A row per pair: ``method``, ``settings`` and ``label`` of the line, ``target_bits``; the
+        columns of both groups with ``static_`` and ``dynamic_`` before their names, the latter NaN
+        without dynamic runs of that target. ``difference``: top-1 of dynamic less static, points,
+        and ``difference_std`` between one run and one run, which are taken as independent: an equal
+        seed means the same order of images, not the same noise in the result. ``cost_ratio``:
+        dynamic over static. ``same_accuracy_cost_ratio``: of the cheapest point of the line that
+        is as accurate as the static network, and ``same_accuracy_at``, where that is.
     """
-    groups = list(groups)
-    statics = [g for g in groups if g.kind == "static"]
-    lines: dict[tuple[str, tuple[str, ...]], list[Group]] = defaultdict(list)
-    for g in groups:
-        if g.kind == "dynamic":
-            lines[g.method, g.settings].append(g)
-    pairs = []
-    for (method, settings), line in lines.items():
-        targets: dict[float, list[Group]] = defaultdict(list)
-        for static in statics:
-            if static.method == method and _needed(static) <= set(settings):
-                targets[static.target_bits].append(static)
-        for target, candidates in sorted(targets.items()):
-            static = max(candidates, key=lambda g: len(set(g.settings) & set(settings)))
-            cheapest = reach(line, static.mean("top1"))
-            equal = [g for g in line if g.target_bits == target]
-            pairs += [Pair(static, settings, g, cheapest) for g in equal]
-            other = Pair(static, settings, None, cheapest)
-            if not equal and (other.same_accuracy_ratio or 1) < 1:
-                pairs.append(other)
-    return pairs
+    static, dynamic = (
+        groups[groups["kind"] == kind]
+        .drop(columns="kind")
+        .rename(columns=lambda name, kind=kind: name if name in KEPT[kind] else f"{kind}_{name}")
+        for kind in ("static", "dynamic")
+    )
+    lines = dynamic[LINE].drop_duplicates().rename_axis("line").reset_index()
+    pairs = lines.merge(static, on="method")
+    shared = [
+        len(set(own) & set(line)) if set(own) <= set(line) else -1
+        for own, line in zip(pairs["static_settings"], pairs["settings"], strict=True)
+    ]
+    pairs = pairs.assign(shared=shared)[np.array(shared, int) >= 0]
+    pairs = pairs.sort_values(
+        ["line", "target_bits", "shared"], ascending=[True, True, False], kind="stable"
+    ).drop_duplicates(["line", "target_bits"])
+    pairs = pairs.merge(dynamic, how="left", on=[*LINE, "target_bits"])
+    pairs = pairs.join(_cheapest(pairs, _points(dynamic)))
+    pairs = pairs.assign(
+        label=pairs["settings"].map(", ".join),
+        difference=pairs["dynamic_top1"] - pairs["static_top1"],
+        difference_std=np.hypot(pairs["dynamic_top1_seeds"], pairs["static_top1_seeds"]),
+        cost_ratio=pairs["dynamic_bit_flops"] / pairs["static_bit_flops"],
+        same_accuracy_cost_ratio=pairs["cheapest"] / pairs["static_bit_flops"],
+    )
+    return pairs[pairs["dynamic_top1"].notna() | (pairs["same_accuracy_cost_ratio"] < 1)]
 
 
-def reach(line: Iterable[Group], top1: float) -> Cheapest | None:
-    """The cheapest point of a line, its groups and their curves, with at least this accuracy.
+KEPT = {"static": ("method", "target_bits"), "dynamic": (*LINE, "target_bits")}
 
-    It is read off test figures, so over many points of a curve it is a little optimistic.
-    """
-    points = []
-    for g in line:
+
+def _points(dynamic: pd.DataFrame) -> pd.DataFrame:
+    """Of every line: its groups, and their curves, with where each point is."""
+    rows = []
+    for g in dynamic.itertuples():
         at = f"target {g.target_bits:g}"
-        points.append((g.mean("bit_flops"), at, g.mean("top1")))
-        points += [(point.bit_flops, f"{at}, its curve", point.top1) for point in g.curve()]
-    reached = [(cost, at) for cost, at, accuracy in points if accuracy >= top1]
-    return Cheapest(*min(reached)) if reached else None
+        rows.append((g.method, g.settings, g.dynamic_bit_flops, at, g.dynamic_top1))
+        for point in g.dynamic_curve:
+            rows.append((g.method, g.settings, point.bit_flops, f"{at}, its curve", point.top1))
+    return pd.DataFrame(rows, columns=[*LINE, "cheapest", "same_accuracy_at", "top1"])
 
 
-def _needed(static: Group) -> set[str]:
-    return {setting for setting in static.settings if not setting.startswith("experiment=")}
+def _cheapest(pairs: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
+    """The cheapest point of each pair's line that has at least the static accuracy.
+
+    It is read off test metrics, so over many points of a curve it is a little optimistic.
+    """
+    reached = pairs.rename_axis("pair").reset_index().merge(points, on=LINE)
+    reached = reached[reached["top1"] >= reached["static_top1"]]
+    reached = reached.sort_values(["cheapest", "same_accuracy_at"]).drop_duplicates("pair")
+    return reached.set_index("pair")[["cheapest", "same_accuracy_at"]]

@@ -1,0 +1,38 @@
+"""Run folders below others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from dqnet.errors import UserError
+from dqnet.report.compare.export_runs import exported_name
+from dqnet.report.runs import Run, read_run
+
+
+def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Path]]:
+    """Searches folders, and all that is below them, for runs.
+
+    Returns:
+        The finished runs, and the folders of unfinished ones: with a checkpoint or metrics, and no
+        ``summary.json``. A folder that is reached twice counts once, and so does a run beside an
+        exported copy of it.
+
+    Raises:
+        UserError: for a folder that does not exist, or a finished run that cannot be read.
+    """
+    finished: dict[Path, Path] = {}
+    unfinished: dict[Path, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder")
+        for summary in sorted(folder.rglob("summary.json")):
+            finished.setdefault(summary.parent.resolve(), summary.parent)
+        for trace in sorted([*folder.rglob("metrics.jsonl"), *folder.rglob("last.pt")]):
+            if not (trace.parent / "summary.json").exists():
+                unfinished.setdefault(trace.parent.resolve(), trace.parent)
+    originals: dict[tuple[str, bytes], Path] = {}
+    for resolved, folder in finished.items():
+        copy = exported_name(resolved.name), (folder / "summary.json").read_bytes()
+        originals.setdefault(copy, folder)
+    return [read_run(folder) for folder in originals.values()], list(unfinished.values())

@@ -45,11 +45,7 @@ from dqnet.standard_output import take_every_character
 
 
 def compare(
-    folders: Sequence[Path],
-    out: Path,
-    title: str = "Accuracy against cost",
-    exported: Path | None = None,
-    console: Console | None = None,
+    folders: Sequence[Path], out: Path, title: str, exported: Path | None, console: Console
 ) -> None:
     """Compares the runs below ``folders`` and writes tables and figure to ``out``.
 
@@ -64,12 +60,10 @@ def compare(
         UserError: for a missing folder, a run that cannot be read, no run at all, or an ``out``
             that cannot be written.
     """
-    console = console or Console()
     runs, unfinished = find_runs(folders)
+    plain = {"highlight": False, "soft_wrap": True, "markup": False}
     for folder in unfinished:
-        console.print(
-            f"unfinished, not counted: {folder}", highlight=False, soft_wrap=True, markup=False
-        )
+        console.print(f"unfinished, not counted: {folder}", **plain)
     if not runs:
         raise UserError(f"no finished run (summary.json) below {', '.join(map(str, folders))}")
     table = run_table(runs)
@@ -96,7 +90,7 @@ def compare(
     written = f"written to {out}: compare.csv, .md, .png and .pdf"
     written += "" if pairs.empty else ", pairs.csv"
     written += "" if cascades.empty else ", cascades.csv"
-    console.print(written, highlight=False, soft_wrap=True, markup=False)
+    console.print(written, **plain)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -114,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     take_every_character()
     try:
-        compare(options.folders, options.out, options.title, options.keep)
+        compare(options.folders, options.out, options.title, options.keep, Console())
     except UserError as error:
         sys.exit(f"error: {error}")
 

@@ -90,16 +90,18 @@ def against_static(groups: pd.DataFrame) -> pd.DataFrame:
 
 
 def _reached(cascade: Cascade, top1: float, bit_flops: float) -> dict[str, float]:
-    names = ("top1", "bit_flops", "cost_ratio", "total_ratio")
-    names += ("share", "gain", "gain_low", "gain_high")
     reached = cascade.points[cascade.points["top1"] >= top1]
-    if reached.empty:
-        return dict.fromkeys(names, float("nan"))
-    point = reached.iloc[0]
-    cost_ratio = point["bit_flops"] / bit_flops
-    total_ratio = point["bit_flops_total"] / (bit_flops + cascade.full_precision)
-    values = (point["top1"], point["bit_flops"], cost_ratio, total_ratio, point["share"])
-    return dict(zip(names, (*values, *point.iloc[4:]), strict=True))
+    point = reached.iloc[0] if len(reached) else pd.Series(float("nan"), POINT)
+    return {
+        "top1": point["top1"],
+        "bit_flops": point["bit_flops"],
+        "cost_ratio": point["bit_flops"] / bit_flops,
+        "total_ratio": point["bit_flops_total"] / (bit_flops + cascade.full_precision),
+        "share": point["share"],
+        "gain": point["instance_gain.points"],
+        "gain_low": point["instance_gain.low"],
+        "gain_high": point["instance_gain.high"],
+    }
 
 
 def _label(network: dict[str, Any]) -> str:

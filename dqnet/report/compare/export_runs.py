@@ -1,4 +1,4 @@
-"""Copies of runs small enough to be committed: figures and configuration, no weights."""
+"""Copies of runs small enough to be committed: metrics and configuration, no weights."""
 
 from __future__ import annotations
 
@@ -7,21 +7,19 @@ import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import OmegaConf
 
 from dqnet.engine.files import read_json, write_json
 from dqnet.errors import UserError
-
-if TYPE_CHECKING:
-    from dqnet.report.runs import Run
+from dqnet.report.runs import Run
 
 FILES = ("summary.json", "metrics.jsonl", "curve.csv")
 RECORDS = ("config.yaml", "overrides.yaml")
 #: parts of a run folder's name that hold paths of the machine
 PATHS = ("data.root=", "model.checkpoint_path=")
-#: a list in eval.json that takes more characters than this is data, not a figure
+#: a list in eval.json that takes more characters than this is data, not a metric
 LONGEST = 1000
 
 

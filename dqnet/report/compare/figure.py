@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, cycle
 from math import nan
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -65,8 +66,7 @@ def draw(groups: pd.DataFrame, pairs: pd.DataFrame, title: str, paths: Iterable[
     unit = cost_unit(groups)
     lines = _lines(groups)
     compared = pairs[pairs["dynamic_top1"].notna()] if len(pairs) else pairs
-    handles = [_line_handle(line) for line in lines] + _float_handles(groups)
-    handles += _kind_handles(groups)
+    handles = _handles(groups, lines)
     rows = sum(1 + handle.get_label().count("\n") for handle in handles)
     height = max(5.6 if len(compared) else 4.2, LEGEND_ROW * rows)
     figure = Figure(figsize=(7.6, height), layout="constrained")
@@ -140,8 +140,8 @@ def _draw_accuracy(axes: Axes, groups: pd.DataFrame, lines: list[Line], scale: f
                 capsize=2.5,
                 **_style(line, kind),
             )
-    for g, dashes in _floats(groups):
-        axes.axhline(g.top1, color=GREY, linewidth=1.1, linestyle=dashes, zorder=1)
+    for g, style in _floats(groups):
+        axes.axhline(g.top1, zorder=1, **style)
     axes.margins(x=0.06, y=0.09)
     # Curves reach far below the points that are compared.
     low, high = axes.get_ylim()
@@ -191,42 +191,34 @@ def _short(settings: Iterable[str]) -> str:
     return "".join(f"\n   {key.rpartition('.')[2]}={value}" for key, _, value in parts)
 
 
-def _floats(groups: pd.DataFrame) -> list[tuple[object, object]]:
-    """The float models, each with its dashes."""
+def _floats(groups: pd.DataFrame) -> list[tuple[Any, dict[str, object]]]:
+    """The float models, each with how its line is drawn."""
     of_kind = groups[groups["kind"] == "float"].itertuples()
-    return [(g, FLOAT_DASHES[i % len(FLOAT_DASHES)]) for i, g in enumerate(of_kind)]
-
-
-def _line_handle(line: Line) -> Line2D:
-    """A line's colour, and its marker where the colour is not the only one of its kind."""
-    marker = None if line.marker == DYNAMIC_MARKERS[0] else line.marker
-    return Line2D([], [], linewidth=3, color=line.colour, marker=marker, label=line.label)
-
-
-def _float_handles(groups: pd.DataFrame) -> list[Line2D]:
-    style = {"color": GREY, "linewidth": 1.1}
     return [
-        Line2D(
-            [], [], label=f"float, {g.top1:.2f} %{_short(g.settings)}", linestyle=dashes, **style
-        )
-        for g, dashes in _floats(groups)
+        (g, {"color": GREY, "linewidth": 1.1, "linestyle": dashes})
+        for g, dashes in zip(of_kind, cycle(FLOAT_DASHES), strict=False)
     ]
 
 
-def _kind_handles(groups: pd.DataFrame) -> list[Line2D]:
-    """What the markers and dashes of the drawn kinds mean."""
-    labels = {"static": "static, one width", "dynamic": "dynamic, per image"}
+def _handles(groups: pd.DataFrame, lines: list[Line]) -> list[Line2D]:
+    """The legend: lines, float models, and what the markers and dashes of the drawn kinds mean."""
+    entries: list[dict[str, object]] = [
+        # A marker only where the colour is not the only one of its kind.
+        {"linewidth": 3, "color": line.colour, "label": line.label}
+        | ({} if line.marker == DYNAMIC_MARKERS[0] else {"marker": line.marker})
+        for line in lines
+    ]
+    for g, style in _floats(groups):
+        entries.append({"label": f"float, {g.top1:.2f} %{_short(g.settings)}", **style})
     example = Line("", (), "black", DYNAMIC_MARKERS[0])
-    handles = [
-        Line2D([], [], label=label, **_style(example, kind))
-        for kind, label in labels.items()
-        if kind in groups["kind"].to_numpy()
-    ]
+    for kind, label in (("static", "static, one width"), ("dynamic", "dynamic, per image")):
+        if kind in groups["kind"].to_numpy():
+            entries.append({"label": label, **_style(example, kind)})
     if groups["curve"].map(len).any():
-        handles.append(Line2D([], [], color="black", linewidth=0.9, label="dynamic, other budgets"))
+        entries.append({"color": "black", "linewidth": 0.9, "label": "dynamic, other budgets"})
     if groups["cascades"].map(len).any():
-        handles.append(Line2D([], [], color="black", label="cascade of two passes", **CASCADE))
-    return handles
+        entries.append({"color": "black", "label": "cascade of two passes", **CASCADE})
+    return [Line2D([], [], **entry) for entry in entries]
 
 
 def _scale_cost(axes: Axes, groups: pd.DataFrame, scale: float) -> None:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from dqnet.errors import UserError
 from dqnet.report.compare.export_runs import exported_name
 from dqnet.report.runs import Run, read_run
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What a run and an exported copy of it have in common."""
+
+    name: str
+    summary: bytes
 
 
 def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Path]]:
@@ -31,8 +40,8 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Path]]:
         for trace in sorted([*folder.rglob("metrics.jsonl"), *folder.rglob("last.pt")]):
             if not (trace.parent / "summary.json").exists():
                 unfinished.setdefault(trace.parent.resolve(), trace.parent)
-    originals: dict[tuple[str, bytes], Path] = {}
+    originals: dict[Copied, Path] = {}
     for resolved, folder in finished.items():
-        copy = exported_name(resolved.name), (folder / "summary.json").read_bytes()
-        originals.setdefault(copy, folder)
+        summary = (folder / "summary.json").read_bytes()
+        originals.setdefault(Copied(exported_name(resolved.name), summary), folder)
     return [read_run(folder) for folder in originals.values()], list(unfinished.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,8 @@ METRICS = (
     *("top1", "bit_flops", "relative_cost", "bit_flops_std", "mean_width", "distinct_routings"),
     "gain",
 )
+#: of a run, beside its instance gain, the interval
+GAIN = ("gain", "gain_low", "gain_high")
 
 
 def run_table(runs: Sequence[Run]) -> pd.DataFrame:
@@ -33,18 +36,13 @@ def run_table(runs: Sequence[Run]) -> pd.DataFrame:
             *(row[0].target_bits or 0, row[0].widths, row[0].seed),
         ),
     )
-    names = (
-        *("folder", "method", "kind", "target_bits", "seed", "top1", "top5", "loss"),
-        *("bit_flops", "relative_cost", "bit_flops_std", "mean_width", "distinct_routings"),
-        *("epochs", "seconds"),
-    )
     return pd.DataFrame(
         [
-            {name: getattr(run, name) for name in names}
-            | {"gain": run.gain and run.gain.points}
-            | {"gain_low": run.gain and run.gain.low, "gain_high": run.gain and run.gain.high}
+            vars(run)
+            | {"kind": run.kind, "relative_cost": run.relative_cost}
             | {"settings": settings, "label": ", ".join(settings)}
             | {"widths": "/".join(map(str, run.widths)), "run": run}
+            | dict(zip(GAIN, astuple(run.gain) if run.gain else [None] * 3, strict=True))
             for run, settings in rows
         ],
         dtype=object,  # a column of floats would make a float of the integers in it

@@ -1,4 +1,7 @@
-"""What tells runs of one method apart: their recorded configurations, and nothing else."""
+"""What tells runs of one method apart: their recorded configurations.
+
+What was typed has a say only in what is shown: it tells which values are defaults.
+"""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def test_of_other_images_or_weights_than_the_summary(study, changes):
 
 def test_points_come_in_any_order(study):
     write_cascade(study / "static2", points=POINTS[::-1])
-    assert read_cascade(study / "static2").points["share"].tolist() == [0, 0.1, 0.3, 1]
+    assert read_cascade(study / "static2")["share"].tolist() == [0, 0.1, 0.3, 1]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"first": 1, "second": 2}'])

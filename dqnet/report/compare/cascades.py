@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +10,27 @@ import pandas as pd
 from dqnet.engine.files import read_json
 from dqnet.errors import UserError
 
-#: of a threshold: the share of images that run twice, costs, top-1 in %, and the instance gain
-POINT = (
-    *("share", "bit_flops", "bit_flops_total", "top1"),
-    *("instance_gain.points", "instance_gain.low", "instance_gain.high"),
-)
+#: what is known of a threshold: its name in cascade.json, and in the tables
+POINT = {
+    "share": "share",
+    "bit_flops": "bit_flops",
+    "bit_flops_total": "bit_flops_total",
+    "top1": "top1",
+    "instance_gain.points": "gain",
+    "instance_gain.low": "gain_low",
+    "instance_gain.high": "gain_high",
+}
 
 
-@dataclass(frozen=True, eq=False)
-class Cascade:
-    """A run as the first pass of a cascade, at all thresholds.
+def read_cascade(folder: Path) -> pd.DataFrame | None:
+    """``cascade.json`` of a run folder, the run being the first pass.
 
-    Attributes:
-        first, second: the passes' widths, and what they were to cost: ``2/3/4 at 3``.
-        full_precision: Bit-FLOPs of the second network's full-precision layers.
-        points: a row per threshold, by ascending cost, with the columns ``POINT``.
-    """
-
-    first: str
-    second: str
-    full_precision: float
-    points: pd.DataFrame
-
-
-def read_cascade(folder: Path) -> Cascade | None:
-    """``cascade.json`` of a run folder; ``None`` without one, or one of another part or checkpoint.
+    Returns:
+        A row per threshold, by ascending cost: the ``share`` of images that run twice, costs, top-1
+        in %, and the instance gain with its interval. In every row ``first`` and ``second``, the
+        passes' widths and what they were to cost (``2/3/4 at 3``), and ``full_precision``,
+        Bit-FLOPs of the second network's full-precision layers. ``None`` without a file, or with
+        one of another part of the data or of another checkpoint than the run's summary.
 
     Raises:
         UserError: if it is broken.
@@ -48,9 +43,12 @@ def read_cascade(folder: Path) -> Cascade | None:
         first, second = content["first"], content["second"]
         if content["split"] != "test" or Path(first["checkpoint"]).name != "best.pt":
             return None
-        points = pd.json_normalize(content["points"])[list(POINT)].sort_values("bit_flops")
-        full_precision = second["bit_flops_total"] - second["bit_flops"]
-        return Cascade(_label(first), _label(second), full_precision, points)
+        points = pd.json_normalize(content["points"])[list(POINT)].rename(columns=POINT)
+        return points.sort_values("bit_flops").assign(
+            first=_label(first),
+            second=_label(second),
+            full_precision=second["bit_flops_total"] - second["bit_flops"],
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not what eval.py writes: {error!r}") from error
 
@@ -63,45 +61,36 @@ def against_static(groups: pd.DataFrame) -> pd.DataFrame:
     Returns:
         The columns of ``cascades.csv``. From ``top1`` on they are of the cheapest point that is as
         accurate as the static network, which is a little optimistic, as in a trade-off curve; they
-        are empty if there is none. ``cost_ratio`` is its cost over the static one, ``total_ratio``
+        are NaN if there is none. ``cost_ratio`` is its cost over the static one, ``total_ratio``
         the same with full-precision layers, those of the second network for the static one.
     """
-    rows = []
+    rows, nothing = [], pd.Series(float("nan"), POINT.values())
     for g in groups.itertuples():
         statics = groups[(groups["kind"] == "static") & (groups["method"] == g.method)]
-        for cascade in g.cascades:
-            alone = cascade.points.iloc[0]
-            replaced = (statics["bit_flops"] > alone["bit_flops"]) & (
-                statics["top1"] > alone["top1"]
-            )
-            for static in statics[replaced].sort_values("bit_flops", kind="stable").itertuples():
+        for points in g.cascades:
+            alone = points.iloc[0]
+            for static in statics.sort_values("bit_flops", kind="stable").itertuples():
+                if static.bit_flops <= alone.bit_flops or static.top1 <= alone.top1:
+                    continue
+                reached = points[points["top1"] >= static.top1]
+                point = reached.iloc[0] if len(reached) else nothing
+                total = static.bit_flops + alone.full_precision
                 rows.append(
                     {
                         "method": g.method,
-                        "first": cascade.first,
-                        "second": cascade.second,
+                        "first": alone["first"],
+                        "second": alone["second"],
                         "static_bits": static.target_bits,
                         "static_top1": static.top1,
                         "static_bit_flops": static.bit_flops,
-                        **_reached(cascade, static.top1, static.bit_flops),
+                        "top1": point.top1,
+                        "bit_flops": point.bit_flops,
+                        "cost_ratio": point.bit_flops / static.bit_flops,
+                        "total_ratio": point.bit_flops_total / total,
+                        **point[["share", "gain", "gain_low", "gain_high"]],
                     }
                 )
     return pd.DataFrame(rows)
-
-
-def _reached(cascade: Cascade, top1: float, bit_flops: float) -> dict[str, float]:
-    reached = cascade.points[cascade.points["top1"] >= top1]
-    point = reached.iloc[0] if len(reached) else pd.Series(float("nan"), POINT)
-    return {
-        "top1": point["top1"],
-        "bit_flops": point["bit_flops"],
-        "cost_ratio": point["bit_flops"] / bit_flops,
-        "total_ratio": point["bit_flops_total"] / (bit_flops + cascade.full_precision),
-        "share": point["share"],
-        "gain": point["instance_gain.points"],
-        "gain_low": point["instance_gain.low"],
-        "gain_high": point["instance_gain.high"],
-    }
 
 
 def _label(network: dict[str, Any]) -> str:

@@ -154,7 +154,7 @@ def _draw_accuracy(axes: Axes, groups: pd.DataFrame, lines: list[Line], scale: f
             axes.plot(x, y, linewidth=0.9, alpha=0.7, zorder=2, color=line.colour)
     for line in lines:
         for cascade in chain(*_of(line, groups)["cascades"]):
-            points = cascade.points[: cascade.points["top1"].to_numpy().argmax() + 1]
+            points = cascade.iloc[: cascade["top1"].to_numpy().argmax() + 1]
             axes.plot(points["bit_flops"] / scale, points["top1"], color=line.colour, **CASCADE)
     axes.set_ylabel("test top-1 accuracy (%)")
 

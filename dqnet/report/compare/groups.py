@@ -66,7 +66,9 @@ def group(table: pd.DataFrame) -> pd.DataFrame:
         members=members,
         runs=members.map(len).astype("Int64"),
         curve=members.map(mean_curve),
-        cascades=members.map(lambda of: [c for run in of if (c := read_cascade(run.folder))]),
+        cascades=members.map(
+            lambda of: [c for run in of if (c := read_cascade(run.folder)) is not None]
+        ),
     ).reset_index()
     return groups.assign(
         label=groups["settings"].map(", ".join), target_bits=groups["target_bits"].astype(float)

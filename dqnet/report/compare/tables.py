@@ -38,9 +38,7 @@ def write_csv(path: Path, table: pd.DataFrame, columns: Sequence[str] | None = N
     if table.empty:
         path.unlink(missing_ok=True)
         return
-    table.to_csv(
-        path, columns=columns, index=False, lineterminator="\n", errors="surrogateescape"
-    )
+    table.to_csv(path, columns=columns, index=False, lineterminator="\n", errors="surrogateescape")
 
 
 def group_table(groups: pd.DataFrame) -> pd.DataFrame:

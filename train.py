@@ -8,10 +8,12 @@ python train.py model.name=resnet18 data=imagefolder data.root=PATH data.size=64
 python train.py -m quant=dorefa,lsq seed=0,1,2           # a sweep: all combinations
 python train.py -m sweep=digits                          # a ready one of conf/sweep
 python train.py --cfg job                                # every setting and its value
+python train.py --cfg plan                               # what every layer would run at
 
 The run's folder is runs/NAME, where NAME is what was changed; the same command continues it.
 """
 
+import sys
 from pathlib import Path
 
 import hydra
@@ -23,12 +25,18 @@ from dqnet.config import TrainConfig
 from dqnet.engine.lock import held
 from dqnet.engine.train import read_state, train
 from dqnet.processes import is_main
+from dqnet.show_plan import plan_is_wanted, show_plan
+
+PLAN_ONLY = plan_is_wanted(sys.argv)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> None:
     """Trains, in the folder that Hydra chose."""
     folder = Path(HydraConfig.get().runtime.output_dir)
+    if PLAN_ONLY:
+        job(lambda: show_plan(to_object(TrainConfig, config)))
+        return
 
     def run() -> None:
         typed = to_object(TrainConfig, config)

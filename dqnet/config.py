@@ -98,7 +98,7 @@ class QuantConfig:
     full_precision: list[str] | None = MISSING
     static: list[str] = MISSING
     first_last: Any = "full"  # or a precision: the first convolution and the classifier
-    layers: dict[str, Any] = field(default_factory=dict)  # pattern → full, a precision, a list
+    layers: Any = None  # pattern → full, a precision or a list
     plan: str | None = None  # a file: what every layer runs at, instead of all the above
     weight: TensorQuantConfig = field(default_factory=TensorQuantConfig)
     input: TensorQuantConfig = field(default_factory=TensorQuantConfig)

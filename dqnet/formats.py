@@ -116,6 +116,11 @@ class Precision:
         """As a user writes it, the shortest way: ``3``, ``"w4a8"``."""
         return int(str(self)) if str(self).isdecimal() else str(self)
 
+    @property
+    def label(self) -> str:
+        """For people: ``3 bit``, ``w4a8``."""
+        return f"{self} bit" if self.weight == self.input else str(self)
+
     def __str__(self) -> str:
         if self.weight == self.input:
             return str(self.weight)

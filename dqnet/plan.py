@@ -106,7 +106,7 @@ class LayerPlan:
 class Plan:
     """What every layer of a network runs at.
 
-    ``str()`` of it is a table. Two plans are equal if their layers are.
+    Two plans are equal if their layers are.
 
     Attributes:
         layers: convolutions (of any kind), fully connected layers, and modules that multiply
@@ -163,6 +163,17 @@ class Plan:
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
+    def check_same(self, other: Plan) -> None:
+        """Raises UserError with the first difference unless a run's plan is ``other``."""
+        self.check_model(other)
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            if mine != theirs:
+                raise UserError(
+                    f"the run's plan has layer {mine.name!r} {mine.role} at {mine.widths}, this "
+                    f"one has it {theirs.role} at {theirs.widths}: choose another folder "
+                    "(hydra.run.dir)"
+                )
+
     def check_model(self, other: Plan) -> None:
         """Raises PlanMismatchError with the first difference unless both are of one model.
 
@@ -185,15 +196,3 @@ class Plan:
             longer, shorter = sorted((self.layers, other.layers), key=len, reverse=True)
             whose = "it" if longer is self.layers else "the model"
             raise PlanMismatchError(f"only {whose} has layer {longer[len(shorter)].name!r}")
-
-    def __str__(self) -> str:
-        width = max(len(layer.name) for layer in self.layers)
-        rows = []
-        for layer in self.layers:
-            runs_at = "/".join(map(str, layer.widths)) or "32"
-            pinned = "  pinned" if layer.pinned else ""
-            rows.append(
-                f"{layer.name:<{width}}  {layer.role:<6}  {runs_at:<12} "
-                f"{layer.macs:>13,} MACs {layer.weights:>11,} weights{pinned}"
-            )
-        return "\n".join(rows)

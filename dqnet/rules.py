@@ -138,8 +138,8 @@ def plan_by_rules(model: nn.Module, trace: Trace, rules: Rules, split: str | Non
                 if fnmatchcase(name, pattern):
                     precisions, pinned = own, len(own) == 1
         made.append((layer.order, _layer_plan(layer, precisions, pinned)))
-    for name, macs in trace.products.items():
-        made.append((trace.finished[name], LayerPlan(name or "network", FULL, macs=macs)))
+    for name, product in trace.products.items():
+        made.append((product.order, LayerPlan(name or "network", FULL, macs=product.macs)))
     return Plan(tuple(layer for _, layer in sorted(made, key=lambda pair: pair[0])))
 
 

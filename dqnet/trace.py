@@ -66,8 +66,7 @@ class Trace:
         layers: convolutions and fully connected layers that ran, by module name, in order.
         finished: when each module first returned, on the same clock as ``LayerTrace.order``.
         shapes: output shape of each module that returned a tensor.
-        products: multiply-accumulates for one image of products of activations, as in attention, by
-            the name of the module that computes them.
+        products: what multiplies activations, as attention does, by module name.
         uncounted: modules that ran and have a weight of two axes or more, but are no layers: what
             they compute is not known.
         overwritten: whether the watched module's output was changed in place afterwards.
@@ -76,7 +75,7 @@ class Trace:
     layers: dict[str, LayerTrace] = field(default_factory=dict)
     finished: dict[str, int] = field(default_factory=dict)
     shapes: dict[str, torch.Size] = field(default_factory=dict)
-    products: dict[str, int] = field(default_factory=dict)
+    products: dict[str, LayerTrace] = field(default_factory=dict)
     uncounted: list[str] = field(default_factory=list)
     overwritten: bool = False
 
@@ -118,7 +117,7 @@ def trace_model(model: nn.Module, sample_input: Tensor, watched: str | None = No
         if _multiplies(module) and name not in [*trace.layers, *trace.uncounted]:
             trace.uncounted.append(name)
 
-    products = _MatrixProducts()
+    products = _MatrixProducts(clock)
 
     def start(name: str, module: nn.Module, args: Any) -> None:
         products.running.append(name)
@@ -150,9 +149,10 @@ def trace_model(model: nn.Module, sample_input: Tensor, watched: str | None = No
     finally:
         for handle in handles:
             handle.remove()
-    trace.products = {
-        name: macs // len(noise) for name, macs in products.macs.items() if name not in trace.layers
-    }
+    for name, product in products.found.items():
+        if name not in trace.layers:
+            product.macs //= len(noise)
+            trace.products[name] = product
     trace.overwritten = any(output._version != version for output, version in kept)
     return trace
 
@@ -178,13 +178,14 @@ class _MatrixProducts(TorchDispatchMode):
 
     Attributes:
         running: names of the modules that are running, the innermost last.
-        macs: by module name.
+        found: by module name; multiply-accumulates are those of all images.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Iterator[int]) -> None:
         super().__init__()
         self.running: list[str] = []
-        self.macs: dict[str, int] = {}
+        self.found: dict[str, LayerTrace] = {}
+        self._clock = clock
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -192,7 +193,9 @@ class _MatrixProducts(TorchDispatchMode):
         output = func(*args, **(kwargs or {}))
         if func.overloadpacket in MATRIX_PRODUCTS:
             name = self.running[-1]
-            self.macs[name] = self.macs.get(name, 0) + output.numel() * args[-2].shape[-1]
+            if name not in self.found:
+                self.found[name] = LayerTrace(name, next(self._clock), weights=0)
+            self.found[name].macs += output.numel() * args[-2].shape[-1]
         return output
 
 

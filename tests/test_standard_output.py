@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dqnet.data import make_shards
-from dqnet.report import compare
+from dqnet.report.compare.__main__ import main as compare
 from dqnet.standard_output import take_every_character
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,7 +53,7 @@ def test_what_an_evaluation_and_a_comparison_print(command, stdout, trained, tmp
     written = stdout("ascii")
     asked = "curve=true", "controls=true"
     assert command("eval.py", f"checkpoint={trained}", *asked).status == 0
-    compare.main([str(trained), "--out", str(tmp_path / "größer")])
+    compare([str(trained), "--out", str(tmp_path / "größer")])
     text = written.getvalue().decode("ascii")
     assert "L?ufe ?/eval.json" in text
     assert "written to" in text and "gr??er: compare.csv" in text

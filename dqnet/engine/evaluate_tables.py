@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dqnet.engine.tables import print_summary
+from dqnet.formats import Precision
 from dqnet.units import MEGA
 
 
@@ -63,8 +64,7 @@ def print_controls(console: Console, controls: Mapping[str, Any]) -> None:
         table.add_row(f"{kind}, mean of {len(controls[kind])}", *_cells(controls[kind]))
     table.add_row("fixed, the most frequent", *_cells([controls["fixed"]]))
     for width, figures in controls["single"].items():
-        bits = " bit" if width.isdecimal() else ""
-        table.add_row(f"all at {width}{bits}", *_cells([figures]))
+        table.add_row(f"all at {Precision.parse(width).label}", *_cells([figures]))
     console.print(table)
 
     gain, loss = controls["instance_gain"], controls["loss_gain"]

@@ -15,6 +15,8 @@ from dqnet.engine.devices import Device
 from dqnet.engine.objective import Objective
 from dqnet.engine.optim import build_optimizer, build_schedule
 from dqnet.engine.random_state import random_state, set_random_state
+from dqnet.network import QuantizedModel
+from dqnet.plan import Plan
 
 
 class Learner:
@@ -89,7 +91,13 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes what :meth:`state_dict` returned, or a checkpoint that holds it."""
+        """Takes what :meth:`state_dict` returned, or a checkpoint that holds it.
+
+        Raises:
+            UserError: if it is of a network with another plan.
+        """
+        if isinstance(self.model, QuantizedModel) and state.get("plan") is not None:
+            Plan.from_json(state["plan"]).check_same(self.model.plan)
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dqnet.data.splits import lines_of_left_out
+from dqnet.formats import Precision
 from dqnet.units import MEGA
 
 #: characters of a layer's bar, and one shade for each width, the cheapest lightest
@@ -60,7 +61,7 @@ def _width_table(counts: dict[str, dict[str, int]]) -> Table:
     table.add_column("layer")
     widths = list(next(iter(counts.values())))
     for width in widths:
-        table.add_column(f"{width} bit" if str(width).isdecimal() else width, justify="right")
+        table.add_column(Precision.parse(width).label, justify="right")
     table.add_column("")
     for name, row in counts.items():
         shares = [count / sum(row.values()) for count in row.values()]

@@ -51,6 +51,7 @@ class Run:
         target_bit_flops: the same in Bit-FLOPs.
         top1, top5: test accuracy, %.
         bit_flops, bit_flops_std: mean and standard deviation over the test images.
+        routed: whether images choose their precisions; ``None``: the summary does not say.
         gain: of the controls in ``eval.json``; ``None`` if there are none at the run's own budget.
         curve: ``curve.csv``, by ascending cost; empty if there is none. Neither counts if eval.py
             measured the validation part, or another checkpoint than the summary's.
@@ -58,7 +59,7 @@ class Run:
 
     folder: Path
     method: str
-    widths: tuple[int, ...]
+    widths: tuple[int | str, ...]
     overrides: tuple[str, ...]
     config: dict[str, Any]
     seed: int
@@ -71,6 +72,7 @@ class Run:
     bit_flops_std: float | None
     mean_width: float
     distinct_routings: int | None
+    routed: bool | None
     epochs: int
     seconds: float
     gain: Gain | None
@@ -81,7 +83,9 @@ class Run:
         """``"float"``, ``"static"`` (one width) or ``"dynamic"``."""
         if self.method == FLOAT:
             return FLOAT
-        return "static" if len(self.widths) == 1 else "dynamic"
+        # A plan may say otherwise than the widths; older summaries do not say what was routed.
+        routed = len(self.widths) > 1 if self.routed is None else self.routed
+        return "dynamic" if routed else "static"
 
     @property
     def relative_cost(self) -> float | None:
@@ -117,6 +121,7 @@ def read_run(folder: Path) -> Run:
             overrides=tuple(_yaml(overrides)) if overrides.exists() else (),
             config=flatten(config),
             distinct_routings=summary.get("distinct_routings"),
+            routed=bool(summary["width_counts"]) if "width_counts" in summary else None,
             gain=_gain(folder, evaluation) if own else None,
             curve=_curve(folder / "curve.csv") if own else (),
             **{name: summary[name] for name in _METRICS},

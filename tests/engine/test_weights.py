@@ -78,7 +78,7 @@ LAYOUTS = {
     },
     "of a converted model, parallel": lambda state: {
         **prefixed("module.backbone.", state),
-        "module.backbone.layer1.0.conv1.weight.quantizer.scale": torch.ones(1),
+        "module.backbone.layer1.0.conv1.weight_quantizer.step": torch.ones(1),
         "module.controller.head.weight": torch.ones(1),
     },
     "old": lambda state: {k: v for k, v in state.items() if "num_batches_tracked" not in k},

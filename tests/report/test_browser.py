@@ -252,7 +252,7 @@ def test_models_without_routing(tmp_path, visit, quantized):
 
 @pytest.mark.parametrize("count, beyond", [(2**16, 2**15), (81_313, 2**16)])
 def test_many_classes(tmp_path, visit, monkeypatch, count, beyond):
-    monkeypatch.setattr("dqnet.report.html.figures_of", lambda *_: [])
+    monkeypatch.setattr("dqnet.report.page.html.figures_of", lambda *_: [])
     classes = tuple(f"class {i}" for i in range(count))
     made = write_evaluation(tmp_path, images=60, classes=classes, layers=())
     page = visit(write_report(made.folder), viewport={"width": 1400, "height": 900})

@@ -7,6 +7,7 @@ import pytest
 from evaluations import write_evaluation
 
 from dqnet.errors import UserError
+from dqnet.formats import as_written
 from dqnet.report.page.results import printable, read_results
 
 
@@ -18,7 +19,7 @@ def test_arrays_are_those_of_the_rows(tmp_path):
     assert results.confidence.tolist() == [row["confidence"] for row in made.rows]
     for layer, name in enumerate(results.layers):
         assert results.widths[:, layer].tolist() == [row[name] for row in made.rows]
-    assert results.candidates == (2, 3, 4)
+    assert as_written(results.candidates) == (2, 3, 4)
     costs = [row["bit_flops"] for row in results.curve]
     assert costs == sorted(costs)
     assert costs[-1] == results.figures["bit_flops"]

@@ -8,6 +8,7 @@ from dataclasses import astuple
 import numpy as np
 import pandas as pd
 
+from dqnet.formats import Precision
 from dqnet.report.compare.cascades import read_cascade
 from dqnet.report.compare.settings import settings_of
 from dqnet.report.runs import CurvePoint, Run
@@ -24,6 +25,11 @@ METRICS = (
 GAIN = ("gain", "gain_low", "gain_high")
 
 
+def _costs(widths: Sequence[int | str]) -> tuple[int, ...]:
+    """What precisions are ordered by."""
+    return tuple(Precision.parse(width).bit_product for width in widths)
+
+
 def run_table(runs: Sequence[Run]) -> pd.DataFrame:
     """A row per run, by method, settings, kind, target and seed; values as they were recorded.
 
@@ -33,7 +39,7 @@ def run_table(runs: Sequence[Run]) -> pd.DataFrame:
         zip(runs, settings_of(runs), strict=True),
         key=lambda row: (
             *(row[0].method != "float", row[0].method, row[1], KINDS.index(row[0].kind)),
-            *(row[0].target_bits or 0, row[0].widths, row[0].seed),
+            *(row[0].target_bits or 0, _costs(row[0].widths), row[0].seed),
         ),
     )
     return pd.DataFrame(

@@ -68,7 +68,7 @@ def _differing(runs: Sequence[Run], ignored: Sequence[str]) -> list[tuple[str, .
 
 def _a_seed_comes_twice(runs: Sequence[Run], settings: Sequence[tuple[str, ...]]) -> bool:
     alike = [
-        (run.kind, run.widths, run.target_bits, run.seed, own)
+        (run.kind, tuple(map(str, run.widths)), run.target_bits, run.seed, own)
         for run, own in zip(runs, settings, strict=True)
     ]
     return len(set(alike)) < len(alike)

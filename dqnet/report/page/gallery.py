@@ -66,7 +66,12 @@ def make_gallery(results: Results) -> Gallery:
         "classes": results.class_names,
         "layers": results.layers,
         "widths": [
-            {"width": c.width, "fill": c.fill, "ink": c.ink}
+            {
+                "width": c.precision.width,
+                "label": c.precision.label,
+                "fill": c.fill,
+                "ink": c.ink,
+            }
             for c in width_colours(results.candidates)
         ],
         "top": samples.top5_classes.shape[1],

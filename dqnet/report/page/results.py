@@ -15,6 +15,7 @@ import numpy as np
 from dqnet.engine.files import read_json
 from dqnet.engine.samples import Samples, read_samples
 from dqnet.errors import UserError
+from dqnet.formats import Precision
 
 #: per_sample.csv's columns before the routed layers'
 _HEAD = ("index", "label", "prediction", "correct", "confidence", "bit_flops")
@@ -31,7 +32,7 @@ class Results:
         labels, predictions: int64 ``[N]``.
         confidence: float64 ``[N]``: the probability of the predicted class.
         cost: float64 ``[N]``: Bit-FLOPs; ``None`` for a full-precision model.
-        widths: int64 ``[N, L]``: the width that each routed layer ran at.
+        widths: ``[N, L]``: the width that each routed layer ran at, in bits.
         layers: module names of the routed layers, in execution order.
         class_names: a name for every class.
         curve: ``curve.csv``, one row per budget, by rising cost; empty where there is none.
@@ -69,9 +70,9 @@ class Results:
         return shuffled if self.cost is None else np.lexsort((shuffled, self.cost))
 
     @property
-    def candidates(self) -> tuple[int, ...]:
-        """The widths that every routed layer chooses from, ascending."""
-        return tuple(int(width) for width in self.samples.widths) if self.layers else ()
+    def candidates(self) -> tuple[Precision, ...]:
+        """The precisions that routed layers choose from, ascending."""
+        return tuple(map(Precision.parse, self.samples.widths)) if self.layers else ()
 
 
 def read_results(folder: Path) -> Results:
@@ -110,11 +111,17 @@ def read_results(folder: Path) -> Results:
         predictions=predictions,
         confidence=table[:, 4].astype(np.float64),
         cost=table[:, 5].astype(np.float64) if table[0, 5] else None,
-        widths=table[:, len(_HEAD) :].astype(np.int64).reshape(len(rows), len(layers)),
+        widths=_widths(table[:, len(_HEAD) :]).reshape(len(rows), len(layers)),
         layers=layers,
         class_names=_class_names(samples, max(labels.max(), predictions.max()) + 1),
         curve=_read_curve(folder / "curve.csv", figures),
     )
+
+
+def _widths(table: np.ndarray) -> np.ndarray:
+    """The widths of precisions by their names, in bits."""
+    names, index = np.unique(table, return_inverse=True)
+    return np.array([Precision.parse(str(name)).width for name in names])[index]
 
 
 def printable(text: str) -> str:

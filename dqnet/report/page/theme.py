@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from matplotlib import colormaps
 from matplotlib.colors import to_hex, to_rgb
 
+from dqnet.formats import Precision
+
 
 @dataclass(frozen=True)
 class Theme:
@@ -65,24 +67,24 @@ CSS_VARIABLES = {getattr(PAGE, field.name): f"var(--{field.name})" for field in 
 
 @dataclass(frozen=True)
 class WidthColour:
-    """A width's colour and the ink that is readable on it, as ``#rrggbb``."""
+    """A precision's colour and the ink that is readable on it, as ``#rrggbb``."""
 
-    width: int
+    precision: Precision
     fill: str
     ink: str
 
 
-def width_colours(widths: tuple[int, ...]) -> tuple[WidthColour, ...]:
-    """A colour for each width, the lowest lightest.
+def width_colours(precisions: tuple[Precision, ...]) -> tuple[WidthColour, ...]:
+    """A colour for each precision, the cheapest lightest.
 
     Part of viridis, whose order survives every form of colour blindness and a grey print; its ends
     are left out, being invisible on a white or a black page.
     """
     colours = []
-    for i, width in enumerate(widths):
-        place = 0.9 - 0.7 * i / max(len(widths) - 1, 1)
+    for i, precision in enumerate(precisions):
+        place = 0.9 - 0.7 * i / max(len(precisions) - 1, 1)
         fill = to_hex(colormaps["viridis"](place))
         red, green, blue = to_rgb(fill)
         light = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 > 0.18
-        colours.append(WidthColour(width, fill, "#101317" if light else "#ffffff"))
+        colours.append(WidthColour(precision, fill, "#101317" if light else "#ffffff"))
     return tuple(colours)

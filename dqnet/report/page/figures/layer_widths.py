@@ -14,32 +14,32 @@ from dqnet.report.page.theme import Theme
 NUMBERED = 40
 
 
-def width_shares(widths: np.ndarray, candidates: tuple[int, ...]) -> np.ndarray:
+def width_shares(chosen: np.ndarray, count: int) -> np.ndarray:
     """The share of images ``[L, K]`` that ran each layer at each candidate.
 
     Args:
-        widths: int ``[N, L]``.
-        candidates: the K widths.
+        chosen: int ``[N, L]``, index of the precision of each.
+        count: how many there are, K.
     """
-    return np.stack([(widths == width).mean(0) for width in candidates], axis=1)
+    return np.stack([(chosen == k).mean(0) for k in range(count)], axis=1)
 
 
 def layer_widths(results: Results) -> Figure:
     """Layers from first to last against widths; the darker, the more images."""
     candidates, layers = results.candidates, results.layers
-    shares = width_shares(results.widths, candidates)
+    shares = width_shares(results.samples.chosen, len(candidates))
     numbered = len(layers) <= NUMBERED
 
     def draw(axes: Axes, theme: Theme) -> None:
         for row, layer in enumerate(layers):
-            for column, width in enumerate(candidates):
+            for column, precision in enumerate(candidates):
                 share = shares[row, column]
                 # Not fully opaque, so that ink stays readable on the darkest cell.
                 cell = Rectangle(
                     (column - 0.48, row - 0.46), 0.96, 0.92, color=theme.accent, lw=0,
                     alpha=0.04 + 0.71 * share,
                 )  # fmt: skip
-                tip(cell, f"{layer} at {width} bits: {share:.1%} of the images")
+                tip(cell, f"{layer} at {precision} bits: {share:.1%} of the images")
                 axes.add_patch(cell)
                 if numbered:
                     axes.text(
@@ -47,7 +47,7 @@ def layer_widths(results: Results) -> Figure:
                         fontsize=8.5,
                     )  # fmt: skip
         step = 1 if numbered else -(-len(layers) // 32)
-        axes.set_xticks(range(len(candidates)), [f"{width} bit" for width in candidates])
+        axes.set_xticks(range(len(candidates)), [p.label for p in candidates])
         axes.set_yticks(range(0, len(layers), step), layers[::step])
         axes.tick_params(length=0)
         axes.xaxis.tick_top()

@@ -294,7 +294,7 @@ function layerRows(i) {
   const head = element("thead");
   head.append(element("tr"));
   head.firstChild.append(
-    element("th", "", "layer"), ...widths.map(({ width }) => element("th", "", `${width} bit`)),
+    element("th", "", "layer"), ...widths.map(({ label }) => element("th", "", label)),
   );
   const body = element("tbody");
   layers.forEach((name, layer) => {

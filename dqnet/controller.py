@@ -28,7 +28,8 @@ class Controller(nn.Module):
     """Features (or images) to scores ``[N, L, K]``: pool, dropout, two fully connected layers.
 
     Args:
-        input_shape: ``(C, H, W)`` of the features (or images) that it reads.
+        input_shape: ``(C, H, W)`` of the features (or images) that it reads, or ``(T, C)`` of
+            tokens.
         layers: L, the number of routed layers.
         widths: K, the number of widths of each.
         config: its form; see :class:`dqnet.config.ControllerConfig`.
@@ -39,7 +40,7 @@ class Controller(nn.Module):
 
     def __init__(
         self,
-        input_shape: tuple[int, int, int],
+        input_shape: tuple[int, ...],
         layers: int,
         widths: int,
         config: ControllerConfig | None = None,
@@ -51,7 +52,8 @@ class Controller(nn.Module):
         self.tau = config.tau
         self.input_shape = input_shape
         self.shape = layers, widths
-        channels = input_shape[0]
+        # Feature maps have their channels first, tokens last.
+        channels = input_shape[-1] if len(input_shape) == 2 else input_shape[0]
         self.body = nn.Identity()
         if config.kind == "separate":
             self.body = _separate_body(channels)
@@ -64,7 +66,8 @@ class Controller(nn.Module):
         self.fc2 = nn.Linear(config.hidden, layers * widths)
 
     def forward(self, features: Tensor) -> Tensor:
-        """``[N, C, H, W]`` to scores ``[N, L, K]``, log-probabilities up to a constant.
+        """``[N, C, H, W]`` or ``[N, T, C]`` to scores ``[N, L, K]``, log-probabilities up to a
+        constant.
 
         It computes in the precision of its own parameters, mixed precision or not: it is small,
         and near ties are what it is there to decide.
@@ -81,8 +84,15 @@ class Controller(nn.Module):
         return pooled + sum(layer.macs for layer in trace.layers.values())
 
     def pool(self, x: Tensor) -> Tensor:
-        """Global average pooling, with the standard deviation beside it in the mean_std form."""
-        x = x.flatten(2)
+        """Global average pooling, with the standard deviation beside it in the mean_std form.
+
+        Args:
+            x: ``[N, C, H, W]`` or tokens ``[N, T, C]``.
+
+        Returns:
+            ``[N, C]``, in the mean_std form ``[N, 2C]``.
+        """
+        x = x.transpose(1, 2) if x.dim() == 3 else x.flatten(2)
         mean = x.mean(2)
         if self.config.pool == "mean":
             return mean

@@ -38,7 +38,8 @@ class Samples:
         scores: float16 ``[N, L, K]``: the controller's, before any budget.
         chosen: uint8 ``[N, L]``: index into ``widths`` of what each layer ran at.
         layers: str ``[L]``: module names of the routed layers.
-        widths: uint8 ``[K]``: the candidate widths; empty for a float model.
+        widths: uint8 ``[K]``: the candidates; str where one is a pair, ``w2a4``; empty for a
+            float model.
         class_names: str ``[classes]``.
     """
 
@@ -91,6 +92,7 @@ def write_samples(
     path: Path, evaluation: Evaluation, thumbnails: Thumbnails, class_names: Sequence[str]
 ) -> None:
     """Writes ``samples.npz``, atomically."""
+    integers = all(isinstance(width, int) for width in evaluation.widths)
     samples = Samples(
         images=thumbnails.array(),
         labels=evaluation.labels.numpy(),
@@ -100,7 +102,7 @@ def write_samples(
         scores=evaluation.scores.numpy().astype(np.float16),
         chosen=evaluation.chosen.numpy().astype(np.uint8),
         layers=np.array(evaluation.routed_names, dtype=np.str_),
-        widths=np.array(evaluation.widths, dtype=np.uint8),
+        widths=np.array(evaluation.widths, dtype=np.uint8 if integers else np.str_),
         class_names=np.array(class_names, dtype=np.str_),
     )
 

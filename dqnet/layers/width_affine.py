@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from dqnet.layers.products import scaled
 from dqnet.quantizers.half import widened
 
 
@@ -37,7 +38,7 @@ class WidthAffine(nn.Module):
         """What outputs are multiplied by, ``[K, O]``; the ratio of norms counts as a constant.
 
         Args:
-            weights: ``[O, C, kH, kW]`` at every width, the last one's norm being the common one.
+            weights: ``[O, ...]`` at every width, the last one's norm being the common one.
         """
         norms = torch.stack([widened(w.detach()).norm() for w in weights])
         # A weight may be all zeros at a low width, or at every one.
@@ -45,9 +46,9 @@ class WidthAffine(nn.Module):
         return self.gain * ratio[:, None].to(self.gain.dtype)
 
     def scale(self, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """K weights ``[O, C, kH, kW]``, each multiplied by its gain."""
+        """K weights ``[O, ...]``, each multiplied by its gain."""
         gains = self.gains(weights)
-        return tuple(w * g.view(-1, 1, 1, 1) for w, g in zip(weights, gains, strict=True))
+        return tuple(scaled(w, gains, k, 1.0) for k, w in enumerate(weights))
 
     def extra_repr(self) -> str:
         return f"widths={len(self.gain)}, channels={self.gain.shape[1]}"

@@ -79,6 +79,8 @@ def test_routed_it_is_a_convolution_of_size_one(name, signed, bias, affine, shap
     actual = layers[0](x, choice)
     expected = layers[1](as_image, choice)[..., 0].transpose(1, 2).reshape(actual.shape)
     assert relative_error(actual, expected) <= 1e-10
+    with torch.no_grad():
+        assert relative_error(layers[0].eval()(x, choice), expected) <= 1e-10
     upstream = random_tensor(*actual.shape, seed=6)
     gradients = torch.autograd.grad(actual, [x, choice, *layers[0].parameters()], upstream)
     others = torch.autograd.grad(expected, [x, choice, *layers[1].parameters()], upstream)

@@ -52,7 +52,7 @@ class TextbookConv2d(nn.Module):
     def __init__(self, layer: QuantConv2d) -> None:
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
-        self.widths, self.signed = layer.widths, layer.quantizer.signed
+        self.widths, self.signed = layer.widths, layer.input_quantizer.signed
         self.geometry = layer.geometry
         self.affine = layer.affine
         self.router, self.column = layer.router, layer.column
@@ -60,7 +60,7 @@ class TextbookConv2d(nn.Module):
     def forward(self, x: Tensor, choice: Tensor | None = None) -> Tensor:
         """``[N, C, H, W]`` to ``[N, O, H', W']``."""
         if choice is None and len(self.widths) > 1:
-            choice, _, _ = self.router.column(self.column)
+            choice, _, _ = self.router.column(self.column, len(x))
         y = None
         weights = [dorefa_weight(self.weight, width) for width in self.widths]
         for k, (width, weight) in enumerate(zip(self.widths, weights, strict=True)):

@@ -21,11 +21,15 @@ OPTIONS = ("--cfg", "-c")
 
 
 def plan_is_wanted(arguments: list[str]) -> bool:
-    """Whether ``--cfg plan`` is among some arguments; it is taken out, Hydra does not know it."""
+    """Whether ``--cfg plan`` is among the arguments.
+
+    It is taken out, since Hydra does not know it, and Hydra is told to make no folder.
+    """
     for i, argument in enumerate(arguments):
         name, _, value = argument.partition("=")
         if name in OPTIONS and (value or "".join(arguments[i + 1 : i + 2])) == "plan":
             del arguments[i : i + (1 if value else 2)]
+            arguments.append("hydra.run.dir=.")
             return True
     return False
 

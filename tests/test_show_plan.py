@@ -51,4 +51,4 @@ def test_other_answers_are_one_line(command, settings, line):
 def test_only_that_option_is_taken(arguments, left):
     given = list(arguments)
     assert plan_is_wanted(given) == (left is not None)
-    assert given == (arguments if left is None else left)
+    assert given == (arguments if left is None else [*left, "hydra.run.dir=."])

@@ -22,12 +22,12 @@ from rich.console import Console
 
 from dqnet.cli import job, start, to_object
 from dqnet.config import CascadeConfig, EvalConfig
-from dqnet.engine.evaluate_cascade import evaluate_cascade
-from dqnet.engine.evaluate_checkpoint import evaluate_checkpoint
-from dqnet.engine.evaluate_tables import print_evaluation
-from dqnet.engine.logging import WandbLogger
 from dqnet.errors import unknown_name
+from dqnet.evaluation.evaluate_cascade import evaluate_cascade
+from dqnet.evaluation.evaluate_checkpoint import evaluate_checkpoint
+from dqnet.evaluation.tables import print_evaluation
 from dqnet.report.runs import read_run
+from dqnet.training.logging import WandbLogger
 
 REPORTS = ("none", "html")
 

@@ -22,10 +22,10 @@ from omegaconf import DictConfig
 
 from dqnet.cli import job, record, start, to_object
 from dqnet.config import TrainConfig
-from dqnet.engine.lock import held
-from dqnet.engine.train import read_state, train
 from dqnet.processes import is_main
-from dqnet.show_plan import plan_is_wanted, show_plan
+from dqnet.runtime.lock import held
+from dqnet.training.show_plan import plan_is_wanted, show_plan
+from dqnet.training.train import read_state, train
 
 PLAN_ONLY = plan_is_wanted(sys.argv)
 

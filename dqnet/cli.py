@@ -23,12 +23,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from dqnet.circumstances import is_circumstance
-from dqnet.engine.files import write_atomically
-from dqnet.engine.lock import LOCK
-from dqnet.engine.one_report import lost_process, one_report
-from dqnet.engine.stop import Stopped
 from dqnet.errors import UserError, unknown_name
 from dqnet.overrides import as_hydra_reads
+from dqnet.runtime.files import write_atomically
+from dqnet.runtime.lock import LOCK
+from dqnet.runtime.rank_zero_error import lost_process, one_report
+from dqnet.runtime.stop import Stopped
 from dqnet.standard_output import take_every_character
 from dqnet.sweep.failure import clear_failure, write_failure
 

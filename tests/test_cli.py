@@ -14,7 +14,7 @@ import torch
 
 import dqnet
 from dqnet import cli
-from dqnet.engine import train as loop
+from dqnet.training import train as loop
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ["data.size=8", "trainer.device=cpu", "trainer.progress=false"]

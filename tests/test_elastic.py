@@ -16,7 +16,7 @@ from several import several
 
 from dqnet.cli import to_object
 from dqnet.config import TrainConfig
-from dqnet.engine.train import train
+from dqnet.training.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = (

@@ -21,8 +21,8 @@ from rich.console import Console
 from dqnet.cli import to_object
 from dqnet.config import TrainConfig
 from dqnet.data.make_shards import make_shards
-from dqnet.engine.lock import LOCK
-from dqnet.engine.train import train
+from dqnet.runtime.lock import LOCK
+from dqnet.training.train import train
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 

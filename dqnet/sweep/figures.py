@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dqnet.engine.files import read_json
-from dqnet.engine.train import PER_EPOCH
 from dqnet.errors import UserError
+from dqnet.runtime.files import read_json
+from dqnet.training.train import PER_EPOCH
 
 #: what a search may ask for, under the names of metrics.jsonl
 FIGURES = (*(f"val_{name}" for name in PER_EPOCH), "mean_width")

@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from dqnet.config import TrainConfig
-from dqnet.engine.checkpoint import check_same_run, config_of
-from dqnet.engine.files import read_json
 from dqnet.errors import UserError
+from dqnet.runtime.files import read_json
 from dqnet.sweep.failure import read_failure
+from dqnet.training.checkpoint import check_same_run, config_of
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from dqnet.config import TrainConfig
-from dqnet.engine.checkpoint import check_same_run, config_of
-from dqnet.engine.lock import held
 from dqnet.errors import UserError, unknown_name
+from dqnet.runtime.lock import held
 from dqnet.sweep.figures import FIGURES, best_figures
 from dqnet.sweep.outcome import Outcome, outcome
+from dqnet.training.checkpoint import check_same_run, config_of
 from hydra_plugins.dqnet_sweeps._resumable import Job, ResumableSweeper
 
 if TYPE_CHECKING:  # slow to import, and Hydra imports this file at each start

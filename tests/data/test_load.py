@@ -34,7 +34,7 @@ CONF = Path(__file__).parents[2] / "conf" / "data"
         "dqnet.data.load.load_data",  # a function of a configuration, but no data set
         "dqnet.data.decode.read_image",
         "dqnet.data.splits.Splits",
-        "dqnet.engine.checkpoint.load_checkpoint",
+        "dqnet.training.checkpoint.load_checkpoint",
         "dqnet.cli.start",
         "torch.hub.load",
         "torch.utils.cpp_extension.load_inline",

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from processes import epochs, metrics, times
 
-from dqnet.engine import train as loop
+from dqnet.training import train as loop
 from hydra_plugins.dqnet_sweeps._resumable import ResumableSweeper
 
 

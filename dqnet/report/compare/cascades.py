@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from dqnet.engine.files import read_json
 from dqnet.errors import UserError
+from dqnet.runtime.files import read_json
 
 #: what is known of a threshold: its name in cascade.json, and in the tables
 POINT = {

@@ -11,9 +11,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from dqnet.engine.files import read_json, write_json
 from dqnet.errors import UserError
 from dqnet.report.runs import Run
+from dqnet.runtime.files import read_json, write_json
 
 FILES = ("summary.json", "metrics.jsonl", "curve.csv")
 RECORDS = ("config.yaml", "overrides.yaml")

@@ -8,9 +8,9 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from dqnet.engine.files import read_json
 from dqnet.report.page.figure import Figure
 from dqnet.report.page.theme import Theme
+from dqnet.runtime.files import read_json
 from dqnet.units import unit_for
 
 Points = list[dict[str, float]]

@@ -11,8 +11,8 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from dqnet.engine.files import write_atomically
 from dqnet.report.page.theme import PAPER, Theme
+from dqnet.runtime.files import write_atomically
 
 #: width and height in inches
 SIZE = (4.4, 3.0)

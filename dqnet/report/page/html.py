@@ -10,7 +10,6 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from dqnet.engine.files import write_atomically
 from dqnet.errors import UserError
 from dqnet.report.page.controls import control_rows
 from dqnet.report.page.figures import NAMES, figures_of
@@ -20,6 +19,7 @@ from dqnet.report.page.provenance import provenance_of
 from dqnet.report.page.results import read_results
 from dqnet.report.page.svg import inline_svg
 from dqnet.report.runs import read_run
+from dqnet.runtime.files import write_atomically
 from dqnet.units import unit_for
 
 TEMPLATE = Path(__file__).parent / "template"

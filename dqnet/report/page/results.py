@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from dqnet.engine.files import read_json
-from dqnet.engine.samples import Samples, read_samples
 from dqnet.errors import UserError
+from dqnet.evaluation.samples import Samples, read_samples
 from dqnet.formats import Precision
+from dqnet.runtime.files import read_json
 
 #: per_sample.csv's columns before the routed layers'
 _HEAD = ("index", "label", "prediction", "correct", "confidence", "bit_flops")

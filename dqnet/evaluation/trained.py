@@ -1,0 +1,130 @@
+"""A trained network and its images, rebuilt from a checkpoint alone."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+
+from dqnet.config import EvalConfig, TrainConfig
+from dqnet.data import Loader, Loaders, Splits, load_data, loaders
+from dqnet.errors import UserError, unknown_name
+from dqnet.plan import Plan, PlanMismatchError
+from dqnet.processes import launched
+from dqnet.runtime.devices import Device
+from dqnet.training.build import build_model
+from dqnet.training.checkpoint import check_same_data, config_of, load_checkpoint
+from dqnet.training.objective import Objective
+from dqnet.training.tables import print_left_out
+from dqnet.training.weights import load_own_weights
+
+PARTS = ("test", "val")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What an evaluation starts from.
+
+    Attributes:
+        path: the checkpoint.
+        content: what it holds.
+        sha256: of the file.
+        config: the run's, with what the evaluation changes about it.
+        device: where the model is.
+        splits, data: its images.
+        held_out: the part that is measured.
+        model: with the checkpoint's weights; the moving average, where it has one.
+        objective: the run's loss, which knows its target.
+    """
+
+    path: Path
+    content: dict[str, Any]
+    sha256: str
+    config: TrainConfig
+    device: Device
+    splits: Splits
+    data: Loaders
+    held_out: Loader
+    model: nn.Module
+    objective: Objective
+
+    @property
+    def target_bits(self) -> float | None:
+        """The run's target as a width; ``None`` for a float model."""
+        return self.objective.target_bits
+
+    @property
+    def target(self) -> float | None:
+        """The same in Bit-FLOPs."""
+        return self.objective.target
+
+    @property
+    def data_root(self) -> str | None:
+        """The folder of the images, absolute; ``None`` for a data set without one."""
+        root = self.config.data.root
+        return None if root is None else str(Path(root).absolute())
+
+
+def load_trained(checkpoint: str | None, config: EvalConfig, console: Console) -> Trained:
+    """Rebuilds a network and its data.
+
+    Args:
+        checkpoint: a file, or a run folder, meaning its ``best.pt``.
+        config: which part is measured, and what to change about how the network was trained: data
+            folder, batch size, device.
+        console: is told of damaged images.
+
+    Raises:
+        UserError: if none is named or it cannot be read, it is not of these data, the run kept no
+            such part of them, or this is one of several processes.
+    """
+    if launched() > 1:
+        raise UserError("eval.py is one process: start it with python, not torchrun")
+    if checkpoint is None:
+        raise UserError("name a checkpoint: python eval.py checkpoint=runs/NAME/best.pt")
+    if config.split not in PARTS:
+        raise unknown_name("split", config.split, PARTS)
+    path = Path(checkpoint)
+    path = path / "best.pt" if path.is_dir() else path
+    content = load_checkpoint(path)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    run = config_of(content, path)
+    for section in ("data", "trainer"):
+        for key, value in vars(getattr(config, section)).items():
+            if value is not None:
+                setattr(getattr(run, section), key, value)
+
+    device = Device(run.trainer)
+    splits = load_data(run.data)
+    print_left_out(console, splits.left_out)
+    check_same_data(path, content, splits, run.data.root)
+    data = loaders(splits, run.data, run.seed, device=device.torch_device)
+    held_out = data.test if config.split == "test" else data.val
+    if held_out is None:
+        raise UserError("the run kept no validation part (data.val_fraction=0): use split=test")
+
+    shape, classes = splits.image_shape, splits.num_classes
+    plan = None if content.get("plan") is None else Plan.from_json(content["plan"])
+    try:
+        model = build_model(run.model, run.quant, classes, shape, load_weights=False, plan=plan)
+    except PlanMismatchError as error:
+        raise UserError(f"{path} is a checkpoint of another model: {error.difference}") from error
+    load_own_weights(model, content, path)
+    model = device.place(model)
+    objective = Objective(model, run.loss)
+    return Trained(path, content, digest, run, device, splits, data, held_out, model, objective)
+
+
+def output_folder(config: EvalConfig, checkpoint: Path) -> Path:
+    """Where an evaluation's files go, made if need be: the checkpoint's folder unless told."""
+    folder = Path(config.output) if config.output is not None else checkpoint.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output folder {folder} cannot be made: {error.strerror}") from error
+    return folder

@@ -1,0 +1,202 @@
+"""One pass over a labelled set: what the network answered and what every image cost."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dqnet.costs import bit_flops
+from dqnet.costs.network import full_precision_cost
+from dqnet.costs.width import mean_width
+from dqnet.formats import FULL_PRECISION_BITS
+from dqnet.network import QuantizedModel
+from dqnet.plan import LayerPlan
+from dqnet.processes import gathered_parts
+from dqnet.runtime.files import write_atomically
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of every image, on the CPU, in the order of the data.
+
+    Attributes:
+        labels: int64 ``[N]``.
+        top_classes: int64 ``[N, min(5, C)]``: the best classes, the best first.
+        top_probabilities: float64, likewise: theirs.
+        losses: float64 ``[N]``: cross-entropy.
+        cost: float64 ``[N]``: Bit-FLOPs; ``None`` for a float model.
+        mean_widths: float64 ``[N]``: mean width over the routed layers; ``None`` likewise.
+        chosen: int64 ``[N, L]``: index of each routed layer's width.
+        scores: float32 ``[N, L, K]``: the controller's, whatever the routing that was used.
+        widths: the K candidates as a user writes them, ``2`` or ``"w2a4"``; empty for a float
+            model.
+        layers: the network's layers; empty for a float model.
+    """
+
+    labels: Tensor
+    top_classes: Tensor
+    top_probabilities: Tensor
+    losses: Tensor
+    cost: Tensor | None
+    mean_widths: Tensor | None
+    chosen: Tensor
+    scores: Tensor
+    widths: tuple[int | str, ...]
+    layers: tuple[LayerPlan, ...]
+
+    @property
+    def predictions(self) -> Tensor:
+        """int64 ``[N]``: the best class."""
+        return self.top_classes[:, 0]
+
+    @property
+    def confidence(self) -> Tensor:
+        """float64 ``[N]``: the probability of the predicted class."""
+        return self.top_probabilities[:, 0]
+
+    @property
+    def correct(self) -> Tensor:
+        """bool ``[N]``: whether the label is the best class."""
+        return self.predictions == self.labels
+
+    @property
+    def in_top5(self) -> Tensor:
+        """bool ``[N]``: whether the label is among the five best classes."""
+        return (self.top_classes == self.labels[:, None]).any(1)
+
+    @property
+    def routed(self) -> list[LayerPlan]:
+        """The L routed layers."""
+        return [layer for layer in self.layers if layer.role == "routed"]
+
+    @property
+    def routed_names(self) -> list[str]:
+        return [layer.name for layer in self.routed]
+
+    @cached_property
+    def histogram(self) -> Tensor:
+        """int64 ``[L, K]``: how many images ran each routed layer at each width."""
+        return F.one_hot(self.chosen, max(len(self.widths), 1)).sum(0)
+
+    @cached_property
+    def figures(self) -> dict[str, Any]:
+        """Percentages, Bit-FLOPs of the mean image and their spread, images at each width."""
+        cost = self.cost
+        spread = None if cost is None else cost.std(correction=0).item()
+        total = None
+        if cost is not None:
+            total = cost.mean().item() + full_precision_cost(self.layers)
+        return {
+            "top1": percent(self.correct),
+            "top5": percent(self.in_top5),
+            "loss": self.losses.mean().item(),
+            "bit_flops": None if cost is None else cost.mean().item(),
+            "bit_flops_std": spread,
+            "bit_flops_total": total,
+            "mean_width": (
+                FULL_PRECISION_BITS if self.mean_widths is None else self.mean_widths.mean().item()
+            ),
+            "distinct_routings": len(self.chosen.unique(dim=0)) if self.chosen.shape[1] else 1,
+            "images": len(self.labels),
+            "width_counts": {
+                name: dict(zip(map(str, self.widths), counts, strict=True))
+                for name, counts in zip(self.routed_names, self.histogram.tolist(), strict=True)
+            },
+        }
+
+    def write_csv(self, path: Path) -> None:
+        """One row per image; routed layers' widths stand under their module names."""
+        head = ["index", "label", "prediction", "correct", "confidence", "bit_flops"]
+        costs = [""] * len(self.labels) if self.cost is None else self.cost.tolist()
+
+        def write(temporary: Path) -> None:
+            with temporary.open("w", newline="") as file:
+                rows = csv.writer(file)
+                rows.writerow(head + self.routed_names)
+                columns = zip(
+                    self.labels.tolist(),
+                    self.predictions.tolist(),
+                    self.confidence.tolist(),
+                    costs,
+                    ([self.widths[k] for k in row] for row in self.chosen.tolist()),
+                    strict=True,
+                )
+                for i, (label, prediction, confidence, cost, row) in enumerate(columns):
+                    correct = int(label == prediction)
+                    rows.writerow([i, label, prediction, correct, confidence, cost, *row])
+
+        write_atomically(path, write)
+
+
+def percent(hits: Tensor) -> float:
+    """How many of ``hits``, bool ``[N]``, are true, in per cent."""
+    # Divided once, so that 8103 of 10000 is 81.03 and not its nearest neighbour.
+    return 100 * int(hits.sum()) / len(hits)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    prepare: Callable[[Tensor], Tensor],
+    autocast: Callable[[], Any],
+) -> Evaluation:
+    """Runs every batch in evaluation mode, where the routing is the arg-max without noise.
+
+    With several processes each runs its own batches, and all get the results of all images.
+
+    Args:
+        model: a converted or a float model; its training mode is restored.
+        batches: pairs of images ``[B, C, H, W]`` and labels ``[B]``; at least one image.
+        prepare: moves images to where the model is.
+        autocast: makes the context of mixed precision.
+    """
+    quantized = model if isinstance(model, QuantizedModel) else None
+    training = model.training
+    model.eval()
+    collected: list[tuple[Tensor, ...]] = []
+    for images, labels in batches:
+        images, labels = prepare(images), labels.to(next(model.parameters()).device)
+        with autocast():
+            if quantized:
+                logits, routing, scores = model(images, with_scores=True)
+            else:
+                logits = model(images)
+                routing = scores = images.new_zeros(len(images), 0, 1)
+        logits = logits.float()
+        best = logits.topk(min(5, logits.shape[1])).indices
+        rows = [
+            labels,
+            best,
+            logits.softmax(1).gather(1, best).double(),
+            F.cross_entropy(logits, labels, reduction="none").double(),
+            routing.argmax(-1),
+            scores.float(),
+        ]
+        if quantized:
+            rows += [bit_flops(quantized, routing), mean_width(quantized, routing.double())]
+        collected.append(tuple(row.cpu() for row in rows))
+    model.train(training)
+    columns = gathered_parts([torch.cat(rows) for rows in zip(*collected, strict=True)])
+    labels, top_classes, top_probabilities, losses, chosen, scores = columns[:6]
+    cost, widths = columns[6:] or (None, None)
+    return Evaluation(
+        labels=labels,
+        top_classes=top_classes,
+        top_probabilities=top_probabilities,
+        losses=losses,
+        cost=cost,
+        mean_widths=widths,
+        chosen=chosen,
+        scores=scores,
+        widths=quantized.widths if quantized else (),
+        layers=quantized.layers if quantized else (),
+    )

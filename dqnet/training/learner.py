@@ -1,0 +1,110 @@
+"""What training changes: a model, its optimizer, and what follows from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor
+
+from dqnet.config import TrainConfig
+from dqnet.data.splits import Splits
+from dqnet.network import QuantizedModel
+from dqnet.plan import Plan
+from dqnet.runtime.devices import Device
+from dqnet.training.build import build_model, build_teacher
+from dqnet.training.objective import Objective
+from dqnet.training.optim import build_optimizer, build_schedule
+from dqnet.training.random_state import random_state, set_random_state
+
+
+class Learner:
+    """A model ready to be trained, the same one every time for the same configuration.
+
+    Args:
+        config: the run's.
+        device: where it is trained.
+        splits: what it is trained on.
+        updates_per_epoch: training batches.
+
+    Attributes:
+        model: the model itself.
+        runner: what a training step calls: the model, wrapped for precision, processes and
+            compilation.
+        objective: the loss.
+        teacher: the float network that the loss compares with; ``None``: there is none.
+        optimizer: over the model's parameters.
+        schedule: of the learning rate; ``None`` if nothing is trained.
+        ema: the moving average of the model, if there is one.
+        updates: of the whole training.
+    """
+
+    def __init__(
+        self, config: TrainConfig, device: Device, splits: Splits, updates_per_epoch: int
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.updates = config.trainer.epochs * updates_per_epoch
+        self.teacher = None
+        if config.loss.distillation > 0:
+            teacher = build_teacher(config.model, splits.num_classes, splits.image_shape)
+            self.teacher = device.place(teacher)
+        # After that, so that a run with a teacher begins as the one without.
+        torch.manual_seed(config.seed)
+        model = build_model(config.model, config.quant, splits.num_classes, splits.image_shape)
+        self.model = device.place(model)
+        self.objective = Objective(self.model, config.loss)
+        optimizer = build_optimizer(self.model, config.optim, config.quant.parameter_decay)
+        self.schedule = None
+        if self.updates:
+            epochs = config.trainer.epochs
+            self.schedule = build_schedule(optimizer, config.optim, epochs, updates_per_epoch)
+        self.ema = None
+        if config.trainer.ema is not None:
+            self.ema = ModelEmaV3(self.model, decay=config.trainer.ema, use_warmup=True)
+        self.runner, self.optimizer = device.wrap(self.model, optimizer)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the latest step."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    def teach(self, images: Tensor) -> Tensor | None:
+        """The teacher's logits ``[N, C]`` of a batch on the device; ``None`` without a teacher."""
+        if self.teacher is None:
+            return None
+        with torch.no_grad(), self.device.autocast():
+            return self.teacher(images)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on but the batch and the number of the update.
+
+        The schedule, the annealing and the average's warm-up are functions of that number; bf16
+        needs no gradient scaler.
+        """
+        return {
+            "model": self.model.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": random_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes what :meth:`state_dict` returned, or a checkpoint that holds it.
+
+        Raises:
+            UserError: if it is of a network with another plan.
+        """
+        if isinstance(self.model, QuantizedModel) and state.get("plan") is not None:
+            Plan.from_json(state["plan"]).check_same(self.model.plan)
+        self.model.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        set_random_state(state["random"])
+
+    def is_finite(self) -> bool:
+        """Whether all weights and statistics are finite; waits for the device."""
+        values = (v for v in self.model.state_dict().values() if v.is_floating_point())
+        return bool(torch.stack([value.isfinite().all() for value in values]).all())

@@ -1,0 +1,254 @@
+"""A cascade against its two passes, each evaluated alone, and a loop over the images."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+import dqnet
+from dqnet.config import CascadeConfig, EvalConfig, ReportConfig
+from dqnet.costs import cost_table
+from dqnet.errors import UserError
+from dqnet.evaluation.cascade import SHARES, Cascade, Reused, thresholds
+from dqnet.evaluation.evaluate_cascade import evaluate_cascade
+from dqnet.formats import Precision
+from dqnet.measurement import Evaluation
+from dqnet.plan import LayerPlan
+
+#: cheap and dear, apart enough that the second pass is worth something
+CHEAP = ("quant.widths=[2]", "trainer.epochs=2", "data.val_fraction=0.25")
+DEAR = ("quant.widths=[6]", "trainer.epochs=3")
+DYNAMIC = ("quant.widths=[2,3,4]", "quant.static_width=3", "data.val_fraction=0.25")
+
+
+@pytest.fixture(scope="module")
+def folders(run):
+    forms = {"cheap": CHEAP, "dear": DEAR, "dynamic": DYNAMIC}
+    return {name: run(*settings).folder for name, settings in forms.items()}
+
+
+@pytest.fixture
+def cascade(tmp_path):
+    """``cascade(first, second, budgets, key=value, ...)``: what eval.py does."""
+
+    def start(first, second=None, budget=None, second_budget=None, **changes):
+        passes = CascadeConfig(None if second is None else str(second), second_budget)
+        config = EvalConfig(checkpoint=str(first), budget=budget, cascade=passes, **changes)
+        config.output = config.output or str(tmp_path / "cascade")
+        return evaluate_cascade(config, Console(file=io.StringIO(), width=100))
+
+    return start
+
+
+def per_sample(folder):
+    with (folder / "per_sample.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = "confidence", "correct", "bit_flops"
+    return [np.array([float(row[name]) for row in rows]) for name in columns]
+
+
+def evaluation(seed, cost):
+    """Of 40 images and 3 classes, with layers of which the first is in full precision."""
+    logits = torch.randn(40, 3, generator=torch.Generator().manual_seed(seed)).double()
+    labels = torch.arange(40) % 3
+    best = logits.topk(3).indices
+    layers = (
+        LayerPlan("stem", "full", macs=5),
+        LayerPlan("conv", "static", (Precision.parse(2),), 7),
+    )
+    return Evaluation(
+        labels=labels,
+        top_classes=best,
+        top_probabilities=logits.softmax(1).gather(1, best),
+        losses=-logits.log_softmax(1)[torch.arange(40), labels],
+        cost=torch.full((40,), cost, dtype=torch.float64),
+        mean_widths=torch.full((40,), 2.0),
+        chosen=torch.empty(40, 0, dtype=torch.long),
+        scores=torch.empty(40, 0, 1),
+        widths=(2,),
+        layers=layers,
+    )
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.55, 0.7, 1.0])
+@pytest.mark.parametrize("reused", [Reused(), Reused(4, 2048)])
+def test_point_is_what_a_loop_over_the_images_gives(threshold, reused):
+    first, second = evaluation(0, 28.0), evaluation(1, 63.0)
+    point = Cascade(first, second, reused).point(threshold)
+    hits, losses, costs, totals = [], [], [], []
+    for i in range(40):
+        again = first.top_probabilities[i].max() <= threshold
+        answer = second if again else first
+        hits.append(answer.top_classes[i][0].item() == i % 3)
+        losses.append(answer.losses[i].item())
+        costs.append(28 + (63 - reused.quantized if again else 0))
+        full = 5 * 32 * 32
+        totals.append(costs[-1] + full + (full - reused.full_precision if again else 0))
+    assert point["share"] == np.mean([cost > 28 for cost in costs])
+    assert point["top1"] == pytest.approx(100 * np.mean(hits))
+    assert point["loss"] == pytest.approx(np.mean(losses))
+    assert point["bit_flops"] == pytest.approx(np.mean(costs))
+    assert point["bit_flops_std"] == pytest.approx(np.std(costs))
+    assert point["bit_flops_total"] == pytest.approx(np.mean(totals))
+    gain = point["instance_gain"]
+    assert gain["points"] == pytest.approx(point["top1"] - point["shuffled_top1"])
+    assert gain["low"] <= gain["points"] <= gain["high"]
+    if threshold in (0.0, 1.0):  # none or all run twice: there is no choice to shuffle
+        assert gain == {"points": 0, "low": 0, "high": 0}
+
+
+def test_confidence_that_knows_what_is_wrong_gains():
+    """A second pass that is always right, a first one that is wrong where it is unsure."""
+    first, second = evaluation(0, 28.0), evaluation(1, 63.0)
+    probabilities = first.top_probabilities.clone()
+    probabilities[:, 0] = torch.where(first.correct, 0.9, 0.5)
+    object.__setattr__(first, "top_probabilities", probabilities)
+    object.__setattr__(second, "top_classes", second.labels[:, None].expand(40, 3))
+    wrong = 1 - first.correct.double().mean().item()
+    point = Cascade(first, second).point(0.7)
+    assert point["top1"] == 100 and point["share"] == pytest.approx(wrong)
+    # Of the wrong ones only their share is drawn by chance, up to five permutations' luck.
+    assert point["instance_gain"]["points"] == pytest.approx(100 * wrong * (1 - wrong), abs=8)
+    assert point["instance_gain"]["low"] > 0
+
+
+def test_thresholds_leave_the_shares_below():
+    confidence = torch.rand(1000, generator=torch.Generator().manual_seed(0)).double()
+    found = thresholds(confidence)
+    assert found[0] == 0 and found[-1] == 1
+    assert [(confidence <= value).double().mean().item() for value in found] == list(SHARES)
+
+
+def test_thresholds_of_few_images():
+    assert thresholds(torch.tensor([0.5, 0.9]).double(), (0.0, 0.5, 1.0)) == [0, 0.5, 1]
+    assert thresholds(torch.tensor([0.9]).double(), (0.0, 0.4, 1.0)) == [0, 1]
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_points_follow_from_both_networks_per_sample_files(
+    run, folders, measure, cascade, tmp_path, split
+):
+    dear = run("quant.widths=[6]", "trainer.epochs=3", "data.val_fraction=0.25").folder
+    results = cascade(folders["cheap"], dear, split=split)
+    for name, folder in (("first", folders["cheap"]), ("second", dear)):
+        measure(folder, output=str(tmp_path / name), split=split)
+    confidence, right, cost = per_sample(tmp_path / "first")
+    _, right_again, cost_again = per_sample(tmp_path / "second")
+    assert len(results["points"]) > 5
+    for point in results["points"]:
+        again = confidence <= point["threshold"]
+        assert point["share"] == pytest.approx(again.mean())
+        assert point["top1"] == pytest.approx(100 * np.where(again, right_again, right).mean())
+        assert point["bit_flops"] == pytest.approx((cost + again * cost_again).mean())
+    assert results["reused_bit_flops"] == 0
+    assert results["points"][0]["top1"] == results["first"]["top1"]
+    assert results["points"][-1]["top1"] == results["second"]["top1"]
+
+
+def test_thresholds_come_from_images_that_are_not_measured(folders, measure, cascade, tmp_path):
+    results = cascade(folders["cheap"], folders["dear"])
+    measure(folders["cheap"], output=str(tmp_path / "val"), split="val")
+    confidence = per_sample(tmp_path / "val")[0]
+    assert results["calibration"] == {"images": len(confidence), "split": "val"}
+    for point in results["points"][1:-1]:
+        assert np.isclose(confidence, point["threshold"], rtol=1e-12).any()
+
+
+def test_one_network_at_two_budgets_pays_for_its_shared_layers_once(
+    folders, measure, cascade, tmp_path
+):
+    results = cascade(folders["dynamic"], budget=2.6, second_budget=3.4)
+    cost = []
+    for name, budget in (("first", 2.6), ("second", 3.4)):
+        figures = measure(folders["dynamic"], output=str(tmp_path / name), budget=budget)
+        assert results[name]["bit_flops"] == pytest.approx(figures["bit_flops"])
+        assert results[name]["top1"] == figures["top1"]
+        cost.append(figures)
+    # layer1's two convolutions, 16 to 16 channels, 3 x 3, on 8 x 8 pixels, at three bits
+    shared = 2 * 16 * 16 * 9 * 64 * 3**2
+    stem = 16 * 9 * 64 * 32**2
+    assert results["reused_bit_flops"] == shared
+    last = results["points"][-1]
+    assert last["share"] == 1
+    assert last["bit_flops"] == pytest.approx(sum(c["bit_flops"] for c in cost) - shared)
+    totals = sum(c["bit_flops_total"] for c in cost)
+    assert last["bit_flops_total"] == pytest.approx(totals - shared - stem)
+
+
+def test_what_is_reused_is_the_same_in_both_passes():
+    """No layer before the first routed one sees the routing."""
+    import timm
+
+    net = timm.create_model("resnet18", num_classes=10)
+    model = dqnet.quantize(net, torch.zeros(1, 3, 32, 32), widths=(2, 4), shared_until="layer1")
+    model.eval()
+    names = [layer.name for layer in model.layers]
+    before = names[: [layer.role for layer in model.layers].index("routed")]
+    assert before and "layer2.0.downsample.0" not in before
+    images, seen = torch.randn(2, 3, 32, 32), {name: [] for name in before}
+    for name in before:
+        layer = model.backbone.get_submodule(name)
+        layer.register_forward_hook(lambda _m, _i, out, name=name: seen[name].append(out))
+    for chosen in (0, 1):
+        routing = torch.zeros(2, *cost_table(model).shape)
+        routing[..., chosen] = 1
+        model(images, routing=routing)
+    for name, outputs in seen.items():
+        assert len(outputs) == 2 and torch.equal(*outputs), name
+    static = sum(layer.macs for layer in model.layers[: len(before)] if layer.role == "static")
+    assert Reused.within(model.layers).quantized == static * 4**2
+
+
+def test_only_its_own_file_is_written(folders, cascade, tmp_path):
+    results = cascade(folders["cheap"], folders["dear"])
+    assert [path.name for path in (tmp_path / "cascade").iterdir()] == ["cascade.json"]
+    assert json.loads((tmp_path / "cascade/cascade.json").read_text()) == results
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "changes", "message"),
+    [
+        ("cheap", "cheap", {}, r"both passes of the cascade are .*best.pt at one budget"),
+        ("dynamic", None, {"budget": 3, "second_budget": 3}, "both passes of the cascade"),
+        ("dynamic", None, {"second_budget": 9}, "budget=9 cannot be reached"),
+        ("cheap", "dear", {"second_budget": 3}, "budget needs a dynamic network"),
+        ("cheap", "none", {}, "none.* does not exist"),
+        ("cheap", "dear", {"curve": True}, "an evaluation of its own: start it without curve"),
+        ("cheap", "dear", {"report": ReportConfig("html")}, "start it without report"),
+    ],
+)
+def test_errors(folders, cascade, tmp_path, first, second, changes, message):
+    paths = {"none": tmp_path / "none.pt", None: None, **folders}
+    with pytest.raises(UserError, match=message):
+        cascade(paths[first], paths[second], **changes)
+    assert not (tmp_path / "cascade").exists()
+
+
+def test_full_precision_costs_nothing_to_save(run, folders, cascade):
+    with pytest.raises(UserError, match="is in full precision: a cascade saves Bit-FLOPs"):
+        cascade(folders["cheap"], run("quant=none").folder)
+
+
+def test_other_images(run, folders, cascade):
+    """A validation part of its own is no other network's."""
+    other = run("quant.widths=[6]", "data.val_fraction=0.5").folder
+    with pytest.raises(UserError, match="are measured on different images"):
+        cascade(folders["cheap"], other, split="val")
+
+
+def test_other_classes(run, cascade, image_folder, tmp_path):
+    """Their labels may be the same numbers."""
+    settings = "data=imagefolder", "data.size=8", "trainer.epochs=0", "data.workers=0"
+    pets, birds = (
+        run(*settings, f"quant.widths=[{bits}]", f"data.root={image_folder(*names).rename(root)}")
+        for bits, root, names in (
+            (2, tmp_path / "pets", ("cat", "dog")),
+            (6, tmp_path / "birds", ("duck", "owl")),
+        )
+    )
+    with pytest.raises(UserError, match="are measured on different images"):
+        cascade(pets.folder, birds.folder)

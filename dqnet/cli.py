@@ -26,8 +26,8 @@ from dqnet.circumstances import is_circumstance
 from dqnet.errors import UserError, unknown_name
 from dqnet.overrides import as_hydra_reads
 from dqnet.runtime.files import write_atomically
+from dqnet.runtime.first_error import lost_process, reported_once
 from dqnet.runtime.lock import LOCK
-from dqnet.runtime.rank_zero_error import lost_process, one_report
 from dqnet.runtime.stop import Stopped
 from dqnet.standard_output import take_every_character
 from dqnet.sweep.failure import clear_failure, write_failure
@@ -161,7 +161,7 @@ def start(main: Callable[[], Any], config_dir: Path, config_name: str, sweeps: b
 
 
 def _end(line: str, status: int = 1) -> NoReturn:
-    with one_report() as mine:
+    with reported_once() as mine:
         if mine:
             print(line, file=sys.stderr, flush=True)
     sys.exit(status)

@@ -87,7 +87,7 @@ class Evaluation:
         return F.one_hot(self.chosen, max(len(self.widths), 1)).sum(0)
 
     @cached_property
-    def figures(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         """Percentages, Bit-FLOPs of the mean image and their spread, images at each width."""
         cost = self.cost
         spread = None if cost is None else cost.std(correction=0).item()

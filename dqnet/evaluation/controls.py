@@ -96,10 +96,10 @@ def compare(own: Evaluation, answers: Mapping[Key, Routed]) -> dict[str, Any]:
         for column in range(2)
     )
     return {
-        "own": {key: own.figures[key] for key in ("top1", "loss", "bit_flops")},
-        **{kind: [{"seed": key[1]} | answers[key].figures for key in keys[kind]] for kind in keys},
-        "fixed": answers["fixed",].figures,
-        "single": {str(width): answers["single", width].figures for width in own.widths},
+        "own": {key: own.metrics[key] for key in ("top1", "loss", "bit_flops")},
+        **{kind: [{"seed": key[1]} | answers[key].metrics for key in keys[kind]] for kind in keys},
+        "fixed": answers["fixed",].metrics,
+        "single": {str(width): answers["single", width].metrics for width in own.widths},
         "instance_gain": instance_gain,
         "loss_gain": loss_gain,
         "shuffled_bit_flops_at_own_top1": None,

@@ -73,13 +73,13 @@ def curve_points(
             "bit_flops": routed.cost.mean().item(),
             "bit_flops_std": routed.cost.std(correction=0).item(),
             "mean_width": widths[routed.chosen.long()].mean().item(),
-            "top1": routed.figures["top1"],
-            "loss": routed.figures["loss"],
+            "top1": routed.metrics["top1"],
+            "loss": routed.metrics["loss"],
             "distinct_routings": len(routed.chosen.unique(dim=0)),
         }
         if seeds:
             shuffled = [answers["shuffled curve", budget_lambda, seed] for seed in seeds]
-            top1 = [other.figures["top1"] for other in shuffled]
+            top1 = [other.metrics["top1"] for other in shuffled]
             point["shuffled_top1"] = sum(top1) / len(top1)
         points.append(point)
     return points

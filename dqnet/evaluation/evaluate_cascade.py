@@ -93,7 +93,7 @@ def _measured(trained: Trained, bits: float | None) -> tuple[Evaluation, dict[st
         calibration = calibrate(model, trained.data.calibration, device)
         budget_lambda = set_budget(model, calibration, bits)["budget_lambda"]
     evaluation = evaluate(model, trained.held_out, device.images, device.autocast)
-    figures = ("top1", "loss", "bit_flops", "bit_flops_std", "bit_flops_total", "mean_width")
+    names = ("top1", "loss", "bit_flops", "bit_flops_std", "bit_flops_total", "mean_width")
     return evaluation, {
         "checkpoint": str(trained.path),
         "checkpoint_sha256": trained.sha256,
@@ -102,5 +102,5 @@ def _measured(trained: Trained, bits: float | None) -> tuple[Evaluation, dict[st
         "target_bits": trained.target_bits,
         "budget": bits,
         "budget_lambda": budget_lambda,
-        **{name: evaluation.figures[name] for name in figures},
+        **{name: evaluation.metrics[name] for name in names},
     }

@@ -32,7 +32,7 @@ class Routed:
     cost: Tensor
 
     @property
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Top-1 in per cent, mean loss, Bit-FLOPs of the mean image."""
         return {
             "top1": percent(self.correct),

@@ -63,8 +63,8 @@ def print_controls(console: Console, controls: Mapping[str, Any]) -> None:
     for kind in ("shuffled", "random"):
         table.add_row(f"{kind}, mean of {len(controls[kind])}", *_cells(controls[kind]))
     table.add_row("fixed, the most frequent", *_cells([controls["fixed"]]))
-    for width, figures in controls["single"].items():
-        table.add_row(f"all at {Precision.parse(width).label}", *_cells([figures]))
+    for width, metrics in controls["single"].items():
+        table.add_row(f"all at {Precision.parse(width).label}", *_cells([metrics]))
     console.print(table)
 
     gain, loss = controls["instance_gain"], controls["loss_gain"]
@@ -111,8 +111,8 @@ def print_cascade(console: Console, results: Mapping[str, Any]) -> None:
     )
 
 
-def _cells(figures: Sequence[Mapping[str, float]]) -> tuple[str, str, str]:
+def _cells(metrics: Sequence[Mapping[str, float]]) -> tuple[str, str, str]:
     top1, loss, cost = (
-        sum(row[key] for row in figures) / len(figures) for key in ("top1", "loss", "bit_flops")
+        sum(row[key] for row in metrics) / len(metrics) for key in ("top1", "loss", "bit_flops")
     )
     return f"{top1:.2f} %", f"{loss:.4f}", MEGA.show(cost, ".3f")

@@ -89,7 +89,7 @@ class Device:
         taught = None if teacher_logits is None else gathered(teacher_logits)
         return ScoredOutput(*map(gathered, output)), gathered(labels), taught
 
-    def unify(self, model: nn.Module) -> nn.Module:
+    def broadcast_buffers(self, model: nn.Module) -> nn.Module:
         """The model with process 0's running statistics, which training may leave different."""
         broadcast_buffers(model)
         return model

@@ -67,5 +67,5 @@ def outcome(folder: Path, died: str | None = None) -> Outcome:
     error, summary = read_failure(folder), folder / "summary.json"
     if error is None and summary.exists():  # an earlier start's summary says nothing of this one
         return Outcome(folder, "done", read_json(summary))
-    error = error or died or "its process ended without a word"
+    error = error or died or "its process ended and left no reason"
     return Outcome(folder, "failed", error=error)

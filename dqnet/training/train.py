@@ -166,11 +166,13 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
                 train_epoch(learner, stop.until(data.train), epoch, history, after_step, console)
                 check_finite(learner, history)
                 # With no validation part the test part is measured, and nothing is chosen by it.
-                judged = device.unify(model if learner.ema is None else learner.ema.module)
+                judged = device.broadcast_buffers(
+                    model if learner.ema is None else learner.ema.module
+                )
                 held_out = stop.until(data.test if data.val is None else data.val)
                 evaluation = evaluate(judged, held_out, device.images, device.autocast)
 
-                figures = evaluation.figures
+                figures = evaluation.metrics
                 metrics = {
                     "epoch": epoch,
                     **{f"train_{name}": value for name, value in history.means().items()},
@@ -339,7 +341,7 @@ def summarize(
     image_shape: tuple[int, int, int],
 ) -> dict[str, Any]:
     """The figures of ``summary.json`` and ``eval.json`` that follow from a model's evaluation."""
-    figures = evaluation.figures | {"target_bit_flops": target}
+    figures = evaluation.metrics | {"target_bit_flops": target}
     if isinstance(model, QuantizedModel):
         cost = controller_cost(model)
         return figures | {

@@ -1,7 +1,7 @@
 """Jobs beside each other on one machine, each in a process with its own cores and GPU.
 
 joblib's own pool is one for all jobs: when the system kills a worker that took too much memory,
-every other worker goes with it. Here each slot has a pool of one.
+every other worker goes with it. Here each share of the machine has a pool of one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from hydra.core.singleton import Singleton
 from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
 
-from dqnet.sweep.slots import Slot, machine, share
+from dqnet.sweep.resources import Resources, machine, share
 
 
 def launch(
@@ -25,20 +25,20 @@ def launch(
     from joblib.externals.loky.process_executor import ProcessPoolExecutor
 
     logs = Path(launcher.config.hydra.sweep.dir).absolute() / ".joblib"
-    slots = share(launcher.joblib["n_jobs"], len(jobs), *machine())
+    shares = share(launcher.joblib["n_jobs"], len(jobs), *machine())
     pools: dict[int, ProcessPoolExecutor] = {}
     running: dict[Future, tuple[int, int]] = {}
     waiting = iter(enumerate(jobs))
 
     def fill(number: int) -> None:
-        """Gives a slot the next job, if there is one."""
+        """Starts the next job on a share, if there is one."""
         for index, overrides in waiting:
             if number not in pools:
                 pools[number] = ProcessPoolExecutor(
                     max_workers=1,
-                    env=slots[number].environment,
-                    initializer=Slot.enter,
-                    initargs=(slots[number], logs / f"{number}.log"),
+                    env=shares[number].environment,
+                    initializer=Resources.enter,
+                    initargs=(shares[number], logs / f"{number}.log"),
                 )
             arguments = launcher.hydra_context, launcher.config, launcher.task_function
             future = pools[number].submit(
@@ -48,7 +48,7 @@ def launch(
             return
 
     try:
-        for number in range(len(slots)):
+        for number in range(len(shares)):
             fill(number)
         while running:
             for future in wait(running, return_when=FIRST_COMPLETED).done:

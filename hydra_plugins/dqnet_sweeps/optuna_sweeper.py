@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from dqnet.config import TrainConfig
 from dqnet.errors import UserError, unknown_name
 from dqnet.runtime.lock import held
-from dqnet.sweep.figures import FIGURES, best_figures
+from dqnet.sweep.metrics import METRICS, best_metrics
 from dqnet.sweep.outcome import Outcome, outcome
 from dqnet.training.checkpoint import check_same_run, config_of
 from hydra_plugins.dqnet_sweeps._resumable import Job, ResumableSweeper
@@ -33,7 +33,7 @@ DIRECTIONS = ("maximize", "minimize")
 
 
 class OptunaSweeper(ResumableSweeper):
-    """Searches settings for the best figures on held-out images.
+    """Searches settings for the best metrics on held-out images.
 
     Trials live in a database. One that is complete counts toward ``n_trials`` for good; one that
     was cut off goes on in its folder; one that failed is, in the next start, tried again. What is
@@ -76,8 +76,8 @@ class OptunaSweeper(ResumableSweeper):
             if direction not in DIRECTIONS:
                 raise unknown_name("direction", str(direction), DIRECTIONS)
         for name in [*self.objectives, *self.bounds]:
-            if name not in FIGURES:
-                raise unknown_name("figure", name, FIGURES)
+            if name not in METRICS:
+                raise unknown_name("figure", name, METRICS)
 
     def sweep(self, arguments: list[str]) -> None:
         """As Hydra calls it, with the command line's overrides."""
@@ -186,20 +186,20 @@ class OptunaSweeper(ResumableSweeper):
                 study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
 
     def _tell(self, study: Study, trial: Trial, result: Outcome) -> Outcome:
-        """What became of a trial; a run without the figures asked for has failed as a trial."""
+        """What became of a trial; a run without the metrics asked for has failed as a trial."""
         import optuna
 
         if result.summary is not None:
             try:
-                figures = best_figures(result.folder, [*self.objectives, *self.bounds])
+                metrics = best_metrics(result.folder, [*self.objectives, *self.bounds])
             except UserError as error:
                 result = Outcome(result.folder, "failed", error=str(error))
         if result.summary is None:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
             return result
         for name, bound in self.bounds.items():
-            trial.set_constraint(name, figures[name] - bound)
-        study.tell(trial, [figures[name] for name in self.objectives])
+            trial.set_constraint(name, metrics[name] - bound)
+        study.tell(trial, [metrics[name] for name in self.objectives])
         return result
 
     def _sampler(self, trials: int) -> BaseSampler:
@@ -218,7 +218,7 @@ class OptunaSweeper(ResumableSweeper):
         return None if result.summary is None else replace(result, state="complete before")
 
     def _report(self, study: Study) -> None:
-        """Prints the best trials, and writes ``best.yaml``: folders and figures."""
+        """Prints the best trials, and writes ``best.yaml``: folders and metrics."""
         best = [
             {
                 "folder": str(self._job(trial.params).folder.relative_to(self.folder)),
@@ -230,8 +230,8 @@ class OptunaSweeper(ResumableSweeper):
         if not best:
             self.console.print("no trial is complete and within the bounds")
         for row in best:
-            figures = ", ".join(f"{name} {row[name]:.6g}" for name in self.objectives)
-            self.console.print(f"best: {figures}: {row['folder']}", soft_wrap=True, markup=False)
+            metrics = ", ".join(f"{name} {row[name]:.6g}" for name in self.objectives)
+            self.console.print(f"best: {metrics}: {row['folder']}", soft_wrap=True, markup=False)
 
     @staticmethod
     def _overrides(params: Mapping[str, Any]) -> list[str]:

@@ -201,7 +201,7 @@ def test_gain_of_a_network_that_needs_its_routing(picky, batches, wanted):
     assert [controls["single"][str(w)]["top1"] for w in (2, 3, 4)] == pytest.approx(
         [100 * 30 / 60, 100 * 20 / 60, 100 * 10 / 60]
     )
-    assert {row["bit_flops"] for row in controls["shuffled"]} == {own.figures["bit_flops"]}
+    assert {row["bit_flops"] for row in controls["shuffled"]} == {own.metrics["bit_flops"]}
     assert all(row["top1"] < 50 for row in controls["random"])
 
 

@@ -1,4 +1,4 @@
-"""Figures of an evaluation against NumPy, and the CSV against the figures."""
+"""Figures of an evaluation against NumPy, and the CSV against the metrics."""
 
 import csv
 from contextlib import nullcontext
@@ -59,14 +59,14 @@ def logits_of(model, images):
 @pytest.mark.parametrize("size", [N, 10, 1])
 def test_accuracies_and_loss(float_model, images, labels, size):
     model = float_model(10)
-    figures = measured(model, images, labels, size).figures
+    metrics = measured(model, images, labels, size).metrics
     logits, y = logits_of(model, images), labels.numpy()
     rank = (logits > logits[np.arange(N), y][:, None]).sum(1)
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    assert figures["top1"] == 100 * (rank < 1).sum() / N
-    assert figures["top5"] == 100 * (rank < 5).sum() / N
-    assert figures["loss"] == pytest.approx(-log_p[np.arange(N), y].mean(), rel=1e-5)
-    assert figures["images"] == N
+    assert metrics["top1"] == 100 * (rank < 1).sum() / N
+    assert metrics["top5"] == 100 * (rank < 5).sum() / N
+    assert metrics["loss"] == pytest.approx(-log_p[np.arange(N), y].mean(), rel=1e-5)
+    assert metrics["images"] == N
 
 
 def test_predictions_and_confidence_are_those_of_each_image(float_model, images, labels):
@@ -81,7 +81,7 @@ def test_predictions_and_confidence_are_those_of_each_image(float_model, images,
 
 @pytest.mark.parametrize("classes", [1, 3, 5])
 def test_with_five_classes_or_fewer_every_label_is_in_the_top_five(float_model, images, classes):
-    assert measured(float_model(classes), images, torch.arange(N) % classes).figures["top5"] == 100
+    assert measured(float_model(classes), images, torch.arange(N) % classes).metrics["top5"] == 100
 
 
 def test_percentage_is_the_float_nearest_to_the_fraction(float_model, images):
@@ -89,7 +89,7 @@ def test_percentage_is_the_float_nearest_to_the_fraction(float_model, images):
     model = float_model(10)
     right = torch.from_numpy(logits_of(model, images).argmax(1))
     wrong = torch.cat([right[:17], (right[17:] + 1) % 10])
-    assert measured(model, images, wrong).figures["top1"] == 1700 / 30
+    assert measured(model, images, wrong).metrics["top1"] == 1700 / 30
 
 
 def test_bit_flops_and_widths(routed_model, images, labels):
@@ -100,20 +100,20 @@ def test_bit_flops_and_widths(routed_model, images, labels):
     widths = routing @ np.array([2, 3, 4])
     cost = widths**2 @ np.array([macs[name] for name in ROUTED])
     cost += 9 * sum(macs[name] for name in STATIC)
-    figures = evaluation.figures
+    metrics = evaluation.metrics
     assert evaluation.cost.tolist() == cost.tolist()
     assert len(np.unique(cost)) > 1
-    assert figures["bit_flops"] == pytest.approx(cost.mean(), rel=1e-12)
-    assert figures["bit_flops_std"] == pytest.approx(cost.std(), rel=1e-12)
+    assert metrics["bit_flops"] == pytest.approx(cost.mean(), rel=1e-12)
+    assert metrics["bit_flops_std"] == pytest.approx(cost.std(), rel=1e-12)
     full = 1024 * (macs["conv1"] + macs["linear"])
-    assert figures["bit_flops_total"] == pytest.approx(cost.mean() + full, rel=1e-12)
-    assert figures["mean_width"] == pytest.approx(widths.mean(), rel=1e-12)
-    assert figures["distinct_routings"] == len(np.unique(widths, axis=0))
+    assert metrics["bit_flops_total"] == pytest.approx(cost.mean() + full, rel=1e-12)
+    assert metrics["mean_width"] == pytest.approx(widths.mean(), rel=1e-12)
+    assert metrics["distinct_routings"] == len(np.unique(widths, axis=0))
     counts = {
         name: {str(w): int((column == w).sum()) for w in (2, 3, 4)}
         for name, column in zip(ROUTED, widths.T, strict=True)
     }
-    assert figures["width_counts"] == counts
+    assert metrics["width_counts"] == counts
 
 
 def test_batch_size_does_not_change_who_gets_which_width(routed_model, images, labels):

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
 from processes import ROOT, epochs, metrics
 
-from dqnet.sweep.slots import machine, share
+from dqnet.sweep.resources import machine, share
 
 
 def test_killed_worker_does_not_lose_the_others(start, command, tiny, tmp_path):
@@ -55,26 +55,26 @@ def test_slurm_composes(name):
 
 
 def test_cores_are_split_and_gpus_go_round():
-    slots = share(3, 9, cores=range(8), gpus=["4", "5"])
-    assert [slot.gpu for slot in slots] == ["4", "5", "4"]
-    assert sorted(core for slot in slots for core in slot.cores) == list(range(8))
-    assert {len(slot.cores) for slot in slots} == {2, 3}
+    shares = share(3, 9, cores=range(8), gpus=["4", "5"])
+    assert [own.gpu for own in shares] == ["4", "5", "4"]
+    assert sorted(core for own in shares for core in own.cores) == list(range(8))
+    assert {len(own.cores) for own in shares} == {2, 3}
 
 
-def test_a_slot_tells_libraries_what_they_may_use():
-    (slot,) = share(1, 1, cores=[2, 3], gpus=["7"])
+def test_resources_tell_libraries_what_they_may_use():
+    (own,) = share(1, 1, cores=[2, 3], gpus=["7"])
     variables = {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "7"}
-    assert slot.environment == variables
+    assert own.environment == variables
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_process_in_a_slot_ends_with_the_one_that_started_it(tmp_path):
-    (slot,) = share(1, 1, machine()[0], [])
+def test_a_process_on_its_resources_ends_with_the_one_that_started_it(tmp_path):
+    (own,) = share(1, 1, machine()[0], [])
     log = tmp_path / "logs/0.log"
     reading, writing = os.pipe()
     if os.fork() == 0:
         if os.fork() == 0:
-            slot.enter(log)
+            own.enter(log)
             print("entered", flush=True)
             time.sleep(600)
         while not log.exists() or "entered" not in log.read_text():
@@ -86,14 +86,14 @@ def test_a_process_in_a_slot_ends_with_the_one_that_started_it(tmp_path):
 
 
 @pytest.mark.parametrize("cores, gpus, count", [(4, [], 4), (4, ["0", "1"], 2)])
-def test_as_many_slots_as_gpus_or_else_cores(cores, gpus, count):
+def test_as_many_shares_as_gpus_or_else_cores(cores, gpus, count):
     assert len(share(-1, 9, range(cores), gpus)) == count
 
 
-def test_a_slot_that_has_no_job_takes_no_cores():
-    slots = share(-1, 2, range(8), [])
-    assert [len(slot.cores) for slot in slots] == [4, 4]
+def test_a_share_without_a_job_takes_no_cores():
+    shares = share(-1, 2, range(8), [])
+    assert [len(own.cores) for own in shares] == [4, 4]
 
 
-def test_more_slots_than_cores_share_them():
-    assert [slot.cores for slot in share(3, 9, [5, 7], [])] == [(5,), (5,), (7,)]
+def test_more_runs_than_cores_share_them():
+    assert [own.cores for own in share(3, 9, [5, 7], [])] == [(5,), (5,), (7,)]

@@ -16,7 +16,7 @@ from dqnet.errors import UserError
 
 
 @dataclass(frozen=True)
-class Slot:
+class Resources:
     """What one run at a time may use: core numbers, and a name as CUDA_VISIBLE_DEVICES has it."""
 
     cores: tuple[int, ...]
@@ -43,33 +43,33 @@ class Slot:
         threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
 
 
-def share(count: int, jobs: int, cores: Sequence[int], gpus: Sequence[str]) -> list[Slot]:
+def share(count: int, jobs: int, cores: Sequence[int], gpus: Sequence[str]) -> list[Resources]:
     """Splits cores evenly, GPUs round robin.
 
     Args:
-        count: number of slots, at least 1; or -1: one for each GPU, without GPUs for each core.
-        jobs: there are no more slots than these.
+        count: how many runs at a time, at least 1; or -1: one per GPU, without GPUs one per core.
+        jobs: no more shares than these are made.
         cores: at least one.
         gpus: may be empty.
 
     Raises:
-        UserError: for no slot.
+        UserError: if ``count`` is 0.
     """
     if count == 0:
         raise UserError("hydra.launcher.n_jobs=0: a number from 1, or -1 for one per GPU or core")
     if count < 0:
         count = len(gpus) or len(cores)
     count = min(count, jobs)
-    slots = []
+    shares = []
     for i in range(count):
         own = cores[i * len(cores) // count : (i + 1) * len(cores) // count]
-        slots.append(
-            Slot(
+        shares.append(
+            Resources(
                 cores=tuple(own) or (cores[i % len(cores)],),
                 gpu=gpus[i % len(gpus)] if gpus else None,
             )
         )
-    return slots
+    return shares
 
 
 def machine() -> tuple[list[int], list[str]]:

@@ -16,7 +16,7 @@ TIMEOUT = timedelta(seconds=10)
 
 
 @contextmanager
-def one_report() -> Iterator[bool]:
+def reported_once() -> Iterator[bool]:
     """Around the report of an error: yields whether it is this process that makes it.
 
     torchrun ends all processes as soon as one has ended, so the first to fail reports and the

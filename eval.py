@@ -28,6 +28,7 @@ from dqnet.evaluation.evaluate_checkpoint import evaluate_checkpoint
 from dqnet.evaluation.tables import print_evaluation
 from dqnet.report.runs import read_run
 from dqnet.training.logging import WandbLogger
+from dqnet.training.tables import print_line
 
 REPORTS = ("none", "html")
 
@@ -69,7 +70,7 @@ def evaluate_and_report(config: EvalConfig, console: Console | None = None) -> d
             log_report(logger.run, folder)
         logger.finish({"eval": results})
     print_evaluation(console, results, evaluated.points)
-    console.print(f"written: {', '.join(map(str, written))}", markup=False, soft_wrap=True)
+    print_line(console, f"written: {', '.join(map(str, written))}")
     return results
 
 

@@ -24,8 +24,9 @@ from dqnet.cli import job, record, start, to_object
 from dqnet.config import TrainConfig
 from dqnet.processes import is_main
 from dqnet.runtime.lock import held
+from dqnet.training.run_state import read_state
 from dqnet.training.show_plan import plan_is_wanted, show_plan
-from dqnet.training.train import read_state, train
+from dqnet.training.train import train
 
 PLAN_ONLY = plan_is_wanted(sys.argv)
 

@@ -5,7 +5,7 @@ import torch
 from timm.models import build_model_with_cfg, register_model
 
 from dqnet.models.resnet_cifar import ResNetCifar
-from dqnet.training import train as loop
+from dqnet.training.learner import Learner
 
 #: routed layers of resnet8_cifar
 ROUTED = ("layer2.0.conv1", "layer2.0.conv2", "layer3.0.conv1", "layer3.0.conv2")
@@ -57,7 +57,7 @@ def assert_same_run(a, b, but_for=()):
 
 def cut_off(run, update, *settings, folder):
     """A run that ends like a killed one before an update of its weights."""
-    step = loop.train_step
+    step = Learner.step
 
     def interrupted(learner, number, *batch):
         if number == update:
@@ -65,5 +65,5 @@ def cut_off(run, update, *settings, folder):
         return step(learner, number, *batch)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "train_step", interrupted)
+        patch.setattr(Learner, "step", interrupted)
         run(*settings, folder=folder)

@@ -17,6 +17,7 @@ from dqnet.evaluation.trained import Trained, load_trained, output_folder
 from dqnet.measurement import Evaluation, evaluate
 from dqnet.network import QuantizedModel
 from dqnet.runtime.files import write_json
+from dqnet.training.tables import print_line
 
 
 def evaluate_cascade(config: EvalConfig, console: Console | None = None) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def evaluate_cascade(config: EvalConfig, console: Console | None = None) -> dict
     }
     write_json(folder / "cascade.json", results)
     print_cascade(console, results)
-    console.print(f"written: {folder / 'cascade.json'}", markup=False, soft_wrap=True)
+    print_line(console, f"written: {folder / 'cascade.json'}")
     return results
 
 

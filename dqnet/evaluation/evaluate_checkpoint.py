@@ -16,7 +16,8 @@ from dqnet.evaluation.trained import Trained, load_trained, output_folder
 from dqnet.measurement import evaluate
 from dqnet.runtime.files import write_json
 from dqnet.training.logging import check_logger
-from dqnet.training.train import summarize
+from dqnet.training.summary import summarize
+from dqnet.training.tables import print_line
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +87,7 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> E
             model, evaluation, images, device, lambdas, config.controls, console
         )
     if remove_other_curve(folder, results):
-        line = f"{folder}/curve.csv was of another evaluation: removed"
-        console.print(line, markup=False, soft_wrap=True)
+        print_line(console, f"{folder}/curve.csv was of another evaluation: removed")
     write_json(folder / "eval.json", results)
     evaluation.write_csv(folder / "per_sample.csv")
     if points is not None:

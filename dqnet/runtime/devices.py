@@ -1,29 +1,22 @@
-"""Where and in what precision a run computes: a thin layer over Lightning Fabric."""
+"""Where and in what precision a run computes."""
 
 from __future__ import annotations
 
-import logging
-from contextlib import AbstractContextManager
-
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dqnet.config import TrainerConfig
 from dqnet.errors import UserError, unknown_name
 from dqnet.layers.global_batch_norm import synchronize_batch_norms
-from dqnet.network import ScoredOutput
-from dqnet.processes import broadcast_buffers, gathered, launched, rank, world_size
+from dqnet.processes import launched, rank, world_size
 from dqnet.runtime.malloc import keep_freed_memory
 from dqnet.runtime.rendezvous import connect
 
-PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed"}
+#: what multiplications are in where that is less than the weights are in
+PRECISIONS = {"32": None, "bf16": torch.bfloat16}
 #: by type of device; what the processes tell each other about files and signals stays on the CPU
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
-
-# It announces every process.
-logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 
 class Device:
@@ -43,22 +36,14 @@ class Device:
         if config.precision not in PRECISIONS:
             raise unknown_name("trainer.precision", config.precision, PRECISIONS)
         self.config = config
+        self.low_precision = PRECISIONS[config.precision]
         self.torch_device = _find(config.device)
         if self.torch_device.type == "cpu":
             keep_freed_memory()
-        backend = BACKENDS[self.torch_device.type]
-        on_machine = launched("LOCAL_WORLD_SIZE")
-        alone = 1 if self.torch_device.type == "cpu" else [self.torch_device.index or 0]
-        self.fabric = Fabric(
-            accelerator=self.torch_device.type,
-            devices=alone if launched() == 1 else on_machine,
-            num_nodes=launched() // on_machine,
-            strategy="auto" if launched() == 1 else DDPStrategy(process_group_backend=backend),
-            precision=PRECISIONS[config.precision],
-        )
+        else:
+            torch.cuda.set_device(self.torch_device)
         if launched() > 1:
-            connect(backend)
-        self.fabric.launch()
+            connect(BACKENDS[self.torch_device.type])
         self.rank, self.world_size = rank(), world_size()
         channels_last = config.channels_last
         if channels_last is None:
@@ -71,36 +56,21 @@ class Device:
             synchronize_batch_norms(model, self.torch_device)
         return model.to(self.torch_device, memory_format=self._format)
 
-    def wrap(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer
-    ) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """What a training step calls and steps; both share their state with what is given."""
-        compiled = torch.compile(model) if self.config.compile else model
-        return self.fabric.setup(compiled, optimizer, move_to_device=False)
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """What a training step calls: the model for several processes, and compiled."""
+        if self.world_size > 1:
+            on_gpu = self.torch_device.type == "cuda"
+            model = DistributedDataParallel(model, [self.torch_device] if on_gpu else None)
+        return torch.compile(model) if self.config.compile else model
 
     def images(self, images: Tensor) -> Tensor:
         """A batch on the device, in the memory format."""
         return images.to(self.torch_device, memory_format=self._format)
 
-    def gather(
-        self, output: ScoredOutput, labels: Tensor, teacher_logits: Tensor | None
-    ) -> tuple[ScoredOutput, Tensor, Tensor | None]:
-        """A training step's outputs, labels and what a teacher said, of all processes' images."""
-        taught = None if teacher_logits is None else gathered(teacher_logits)
-        return ScoredOutput(*map(gathered, output)), gathered(labels), taught
-
-    def broadcast_buffers(self, model: nn.Module) -> nn.Module:
-        """The model with process 0's running statistics, which training may leave different."""
-        broadcast_buffers(model)
-        return model
-
-    def autocast(self) -> AbstractContextManager[None]:
+    def autocast(self) -> torch.autocast:
         """The context of mixed precision."""
-        return self.fabric.autocast()
-
-    def backward(self, loss: Tensor) -> None:
-        """Back-propagates."""
-        self.fabric.backward(loss)
+        mixed = self.low_precision is not None
+        return torch.autocast(self.torch_device.type, self.low_precision, enabled=mixed)
 
 
 def _find(name: str) -> torch.device:

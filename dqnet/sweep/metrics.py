@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dqnet.errors import UserError
 from dqnet.runtime.files import read_json
-from dqnet.training.train import PER_EPOCH
+from dqnet.training.metrics import PER_EPOCH
 
 #: what a search may ask for, under the names of metrics.jsonl
 METRICS = (*(f"val_{name}" for name in PER_EPOCH), "mean_width")

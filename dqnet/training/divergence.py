@@ -6,60 +6,32 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dqnet.config import TrainConfig
 from dqnet.data.loader import Loader
-from dqnet.data.splits import Splits
 from dqnet.network import BACKBONE_PREFIX
-from dqnet.runtime.devices import Device
-from dqnet.training.history import LossHistory
+from dqnet.processes import from_main
+from dqnet.training.checkpoint import load_newest
 from dqnet.training.learner import Learner
-
-#: steps between two looks at the loss, each of which waits for the device
-CHECK_EVERY = 50
-
-Step = Callable[[Learner, int, Tensor, Tensor], dict[str, Tensor]]
+from dqnet.training.run_state import NotFiniteError, RunState
 
 
-class NotFiniteError(ArithmeticError):
-    """A value that is infinite or not a number; the text says which."""
+def explain(run: RunState) -> str:
+    """Repeats a run from its last good checkpoint until it fails; says in one line where.
 
-
-def check_finite(learner: Learner, history: LossHistory) -> None:
-    """Raises :class:`NotFiniteError` if the loss was not finite, or the next one will not be."""
-    if not (history.is_finite() and learner.is_finite()):
-        raise NotFiniteError("the loss or a weight")
-
-
-def explain(
-    config: TrainConfig,
-    device: Device,
-    splits: Splits,
-    batches: Loader,
-    checkpoint: tuple[Path, dict[str, Any]] | None,
-    failed: int,
-    step: Step,
-) -> str:
-    """Repeats the training from its last good checkpoint until it fails; says in one line where.
-
-    Looking at every value of every step would make each of them wait for the device. The run does
-    not look; so this goes the way again, from a state that is known to be good.
+    A user would otherwise know that the loss is not finite and not which layer to look at: a run
+    does not look at every value, as each look would make its step wait for the device.
 
     Args:
-        config: the run's.
-        device: the run's.
-        splits: the run's.
-        batches: its training data.
-        checkpoint: where it is repeated from, and the content; ``None``: from the beginning.
-        failed: the number of updates after which it had failed; none more is made.
-        step: makes one training step and returns the terms of its loss.
+        run: the one that has failed; no more steps are made than it has made.
     """
-    learner = Learner(config, device, splits, len(batches))
+    batches = run.data.train
+    checkpoint = from_main(lambda: load_newest(run.folder))
+    failed = run.done * len(batches) + len(run.history)
+    learner = Learner(run.config, run.learner.device, run.splits, len(batches))
     start, kept = 0, "there was no checkpoint yet"
     if checkpoint is not None:
         path, state = checkpoint
@@ -71,7 +43,7 @@ def explain(
         try:
             # Compiled layers do not run hooks.
             with torch.compiler.set_stance("force_eager"), _every_value_checked(learner.model):
-                terms = step(learner, update, images, labels)
+                terms = learner.step(update, images, labels)
             for name, term in terms.items():
                 _check(term, f"the loss's term {name}, each layer's output being finite")
             for name, value in learner.model.state_dict().items():

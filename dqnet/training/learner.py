@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
-from torch import Tensor
+from torch import Tensor, nn
 
-from dqnet.config import TrainConfig
+from dqnet.config import ControllerConfig, TrainConfig
 from dqnet.data.splits import Splits
-from dqnet.network import QuantizedModel
+from dqnet.network import QuantizedModel, ScoredOutput
 from dqnet.plan import Plan
+from dqnet.processes import gathered
 from dqnet.runtime.devices import Device
 from dqnet.training.build import build_model, build_teacher
 from dqnet.training.objective import Objective
@@ -30,8 +31,7 @@ class Learner:
 
     Attributes:
         model: the model itself.
-        runner: what a training step calls: the model, wrapped for precision, processes and
-            compilation.
+        runner: what a training step calls: the model, wrapped for several processes and compiled.
         objective: the loss.
         teacher: the float network that the loss compares with; ``None``: there is none.
         optimizer: over the model's parameters.
@@ -63,12 +63,52 @@ class Learner:
         self.ema = None
         if config.trainer.ema is not None:
             self.ema = ModelEmaV3(self.model, decay=config.trainer.ema, use_warmup=True)
-        self.runner, self.optimizer = device.wrap(self.model, optimizer)
+        self.runner, self.optimizer = device.wrap(self.model), optimizer
 
     @property
     def lr(self) -> float:
         """The learning rate of the latest step."""
         return self.optimizer.param_groups[0]["lr"]
+
+    def step(self, update: int, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """One update of the weights; returns the terms of the loss, scalars on the device.
+
+        Args:
+            update: the step's number in the whole training, from 0.
+            images: ``[B, C, H, W]``.
+            labels: ``[B]``.
+        """
+        self.schedule.step_update(update)
+        progress = update / self.updates
+        set_temperature(self.model, self.config.quant.controller, progress)
+        images, labels = self.device.images(images), labels.to(self.device.torch_device)
+        teacher_logits = self.teach(images)
+        # Of all processes: the penalty of the global batch is not the mean of its parts' penalties.
+        output, labels = ScoredOutput(*map(gathered, self.forward(images))), gathered(labels)
+        if teacher_logits is not None:
+            teacher_logits = gathered(teacher_logits)
+        terms = self.objective.terms(output, labels, teacher_logits)
+        self.optimizer.zero_grad()
+        self.objective.total(terms, progress).backward()
+        if self.config.optim.clip_grad is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_grad)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.model, step=update)
+        return {name: term.detach() for name, term in terms.items()}
+
+    def forward(self, images: Tensor) -> ScoredOutput:
+        """Runs a batch in training; a float model routes nothing, ``[N, 0, 1]``."""
+        low = self.device.low_precision
+        if low is not None:
+            images = images.to(low)
+        with self.device.autocast():
+            if isinstance(self.model, QuantizedModel):
+                output = self.runner(images, with_scores=True)
+            else:
+                nothing = images.new_zeros(len(images), 0, 1)
+                output = ScoredOutput(self.runner(images), nothing, nothing)
+        return output if low is None else ScoredOutput(*(part.float() for part in output))
 
     def teach(self, images: Tensor) -> Tensor | None:
         """The teacher's logits ``[N, C]`` of a batch on the device; ``None`` without a teacher."""
@@ -108,3 +148,10 @@ class Learner:
         """Whether all weights and statistics are finite; waits for the device."""
         values = (v for v in self.model.state_dict().values() if v.is_floating_point())
         return bool(torch.stack([value.isfinite().all() for value in values]).all())
+
+
+def set_temperature(model: nn.Module, config: ControllerConfig, progress: float) -> None:
+    """Anneals τ geometrically from ``tau`` to ``tau_end``; ``progress`` is in [0, 1]."""
+    controller = getattr(model, "controller", None)
+    if controller is not None and config.tau_end is not None:
+        controller.tau = config.tau * (config.tau_end / config.tau) ** progress

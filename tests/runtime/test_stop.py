@@ -9,15 +9,21 @@ import pytest
 from tiny import assert_same_run
 
 from dqnet.runtime.stop import Stopped, stop_request
+from dqnet.training import run_state
 from dqnet.training import train as loop
+from dqnet.training.learner import Learner
 
 TWO_EPOCHS = ("trainer.epochs=2", "data.val_fraction=0.25", "data.batch_size=45")
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
 
+#: where the functions are that a run calls
+PLACES = {"step": Learner, "evaluate": loop, "save_checkpoint": run_state}
+
+
 def send_in(monkeypatch, name, number, *signals):
-    """Sends signals to this process at the ``number``-th call of a function of the loop."""
-    function, calls = getattr(loop, name), []
+    """Sends signals to this process at the ``number``-th call of a function that a run calls."""
+    function, calls = getattr(PLACES[name], name), []
 
     def signalled(*args):
         calls.append(name)
@@ -26,15 +32,15 @@ def send_in(monkeypatch, name, number, *signals):
                 os.kill(os.getpid(), one)
         return function(*args)
 
-    monkeypatch.setattr(loop, name, signalled)
+    monkeypatch.setattr(PLACES[name], name, signalled)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize(
     "place, call, done",
     [
-        ("train_step", 2, "epoch 0 of 2 and 2 of 4"),
-        ("train_step", 8, "epoch 1 of 2 and 4 of 4"),
+        ("step", 2, "epoch 0 of 2 and 2 of 4"),
+        ("step", 8, "epoch 1 of 2 and 4 of 4"),
         ("evaluate", 1, "epoch 0 of 2 and 4 of 4"),
     ],
 )
@@ -50,7 +56,7 @@ def test_first_signal_saves(run, tmp_path, number, place, call, done):
 
 
 def test_second_interrupt_ends_at_once(run, tmp_path, monkeypatch):
-    send_in(monkeypatch, "train_step", 2, signal.SIGINT, signal.SIGINT)
+    send_in(monkeypatch, "step", 2, signal.SIGINT, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt) as interrupted:
         run(*TWO_EPOCHS, folder=tmp_path)
     assert not isinstance(interrupted.value, Stopped)
@@ -59,7 +65,7 @@ def test_second_interrupt_ends_at_once(run, tmp_path, monkeypatch):
 
 def test_second_interrupt_while_saving_leaves_the_checkpoint(run, tmp_path, monkeypatch):
     settings = *TWO_EPOCHS, "trainer.checkpoint_steps=2"
-    send_in(monkeypatch, "train_step", 4, signal.SIGINT)
+    send_in(monkeypatch, "step", 4, signal.SIGINT)
     send_in(monkeypatch, "save_checkpoint", 2, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         run(*settings, folder=tmp_path)
@@ -77,7 +83,7 @@ def test_data_processes_that_end_first_do_not_prevent_it(run, image_folder, tmp_
         "data.batch_size=2",
         "data.workers=1",
     )
-    step = loop.train_step
+    step = Learner.step
 
     def signalled(learner, update, *args):
         if update == 3:
@@ -87,7 +93,7 @@ def test_data_processes_that_end_first_do_not_prevent_it(run, image_folder, tmp_
         return step(learner, update, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_step", signalled)
+        patch.setattr(Learner, "step", signalled)
         with pytest.raises(Stopped):
             run(*settings, folder=tmp_path / "run")
     continued = run(*settings, folder=tmp_path / "run")
@@ -97,7 +103,7 @@ def test_data_processes_that_end_first_do_not_prevent_it(run, image_folder, tmp_
 
 def test_command_ends_with_the_documented_status(command, monkeypatch):
     settings = "data.batch_size=512", "model.name=resnet20_cifar", "trainer.device=cpu"
-    send_in(monkeypatch, "train_step", 1, signal.SIGTERM)
+    send_in(monkeypatch, "step", 1, signal.SIGTERM)
     result = command("train.py", *settings, "trainer.epochs=1", "hydra.run.dir=run")
     assert result.status == 143
     assert result.err == ["interrupted; the same command continues"]

@@ -11,7 +11,9 @@ from tiny import RICH, assert_same_run, cut_off
 
 from dqnet.data.make_shards import make_shards
 from dqnet.errors import UserError
+from dqnet.training import run_state
 from dqnet.training import train as loop
+from dqnet.training.learner import Learner
 
 KILLS = 2
 EVERY_STEP = "trainer.checkpoint_steps=1"
@@ -109,7 +111,7 @@ VALIDATED = (
 
 def killed_after_best(run, folder, *settings):
     """A run that ends like a killed one between best.pt and last.pt of its second epoch."""
-    save = loop.save_checkpoint
+    save = run_state.save_checkpoint
 
     def interrupted(path, content, *args):
         if path.name == "last.pt" and content["epoch"] == 2:
@@ -117,7 +119,7 @@ def killed_after_best(run, folder, *settings):
         save(path, content, *args)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "save_checkpoint", interrupted)
+        patch.setattr(run_state, "save_checkpoint", interrupted)
         run(*VALIDATED, *settings, folder=folder)
     best = torch.load(folder / "best.pt", weights_only=True)
     assert best["best"]["epoch"] == 1, "this run's second epoch is to be its best"
@@ -129,7 +131,7 @@ def test_best_epoch_and_best_weights_belong_together(run, measure, tmp_path, mon
     killed_after_best(run, tmp_path / "run", "trainer.checkpoint_steps=2")
     if damaged:
         (tmp_path / "run/last.pt").write_bytes(b"")
-    step = loop.train_step
+    step = Learner.step
 
     def elsewhere(learner, *args):
         terms = step(learner, *args)
@@ -137,7 +139,7 @@ def test_best_epoch_and_best_weights_belong_together(run, measure, tmp_path, mon
             parameter.data.zero_()
         return terms
 
-    monkeypatch.setattr(loop, "train_step", elsewhere)
+    monkeypatch.setattr(Learner, "step", elsewhere)
     continued = run(*VALIDATED, "trainer.checkpoint_steps=2", folder=tmp_path / "run")
     best = continued.summary["best_epoch"]
     assert continued.checkpoint("best.pt")["best"] == continued.checkpoint()["best"]
@@ -188,26 +190,26 @@ def test_checkpoint_does_not_stay_in_memory(run, half_done, monkeypatch):
         weights.extend(weakref.ref(value) for value in content["model"].values())
         return path, content
 
-    step = loop.train_step
+    step = Learner.step
 
     def looked(*args):
         alive.extend(weight() is not None for weight in weights)
         return step(*args)
 
     monkeypatch.setattr(loop, "read_state", watched)
-    monkeypatch.setattr(loop, "train_step", looked)
+    monkeypatch.setattr(Learner, "step", looked)
     run("trainer.epochs=2", EVERY_STEP, folder=half_done)
     assert alive and not any(alive)
 
 
 def test_batches_that_are_done_are_not_loaded_again(run, half_done, monkeypatch):
     seen = []
-    step = loop.train_step
+    step = Learner.step
 
     def counted(learner, update, *args):
         seen.append(update)
         return step(learner, update, *args)
 
-    monkeypatch.setattr(loop, "train_step", counted)
+    monkeypatch.setattr(Learner, "step", counted)
     run("trainer.epochs=2", EVERY_STEP, folder=half_done)
     assert seen == [6, 7]

@@ -7,7 +7,6 @@ import torch
 from several import several
 from tiny import assert_same_run, cut_off
 
-import dqnet.training.train as loop
 from dqnet.data import load_data
 from dqnet.errors import UserError
 from dqnet.runtime.devices import Device
@@ -37,7 +36,7 @@ def test_teacher_is_the_network_as_it_was_at_the_start(config, start):
     expected = float_model.eval()(images)
     torch.testing.assert_close(learning.teach(images), expected)
     learning.model.train()
-    terms = loop.train_step(learning, 0, images, labels)
+    terms = Learner.step(learning, 0, images, labels)
     torch.testing.assert_close(learning.teach(images), expected)
     assert terms["distillation"] > 0
 

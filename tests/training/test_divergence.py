@@ -1,17 +1,18 @@
 """A loss that is not finite stops the run and says where that began."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny import assert_same_run
 
 from dqnet.errors import UserError
-from dqnet.training import train as loop
 from dqnet.training.checkpoint import load_checkpoint
-from dqnet.training.divergence import NotFiniteError, check_finite
 from dqnet.training.history import LossHistory
+from dqnet.training.learner import Learner
 from dqnet.training.objective import Objective
+from dqnet.training.run_state import NotFiniteError, RunState
 
 SETTINGS = ("trainer.epochs=3", "trainer.checkpoint_steps=3", "optim.schedule=constant")
 LAYER = "layer2.0.conv2"
@@ -22,14 +23,14 @@ def harm(monkeypatch):
     """``harm(update, how)``: calls ``how(layer)`` at one update, each time that it is made."""
 
     def arrange(update, how):
-        step = loop.train_step
+        step = Learner.step
 
         def harmed(learner, number, *args):
             if number == update:
                 how(learner.model.backbone.get_submodule(LAYER))
             return step(learner, number, *args)
 
-        monkeypatch.setattr(loop, "train_step", harmed)
+        monkeypatch.setattr(Learner, "step", harmed)
 
     return arrange
 
@@ -95,7 +96,7 @@ def test_loss_that_recovers_can_be_continued(run, tmp_path):
     """As on a GPU, whose sums are not the same each time."""
     with pytest.MonkeyPatch.context() as patch:
         calls = []
-        step = loop.train_step
+        step = Learner.step
 
         def once(learner, update, *args):
             calls.append(update)
@@ -103,7 +104,7 @@ def test_loss_that_recovers_can_be_continued(run, tmp_path):
                 infinite_weight(learner.model.backbone.get_submodule(LAYER))
             return step(learner, update, *args)
 
-        patch.setattr(loop, "train_step", once)
+        patch.setattr(Learner, "step", once)
         with pytest.raises(UserError, match="did not happen again: the same command goes on"):
             run(*SETTINGS, folder=tmp_path)
         # Known to be bad after update 7, the epoch's last; saved before it.
@@ -114,7 +115,7 @@ def test_loss_that_recovers_can_be_continued(run, tmp_path):
 def test_values_are_not_looked_at_in_every_step(run, monkeypatch):
     """Each look waits for the device."""
     looks = []
-    monkeypatch.setattr(loop, "check_finite", lambda *args: looks.append(args))
+    monkeypatch.setattr(RunState, "check_finite", lambda run: looks.append(run))
     run("trainer.epochs=2", "data.batch_size=4")  # 2 x 60 steps
     assert len(looks) == 2 * (60 // 50 + 1)
 
@@ -127,11 +128,14 @@ def test_weights_are_checked_though_the_loss_is_still_finite():
         def is_finite(self):
             return self.finite
 
+    def check(finite):
+        RunState.check_finite(SimpleNamespace(learner=Learner(finite), history=history))
+
     history = LossHistory(3)
     history.append({"loss": torch.tensor(1.0)})
-    check_finite(Learner(True), history)
+    check(True)
     with pytest.raises(NotFiniteError):
-        check_finite(Learner(False), history)
+        check(False)
     history.append({"loss": torch.tensor(math.inf)})
     with pytest.raises(NotFiniteError):
-        check_finite(Learner(True), history)
+        check(True)

@@ -8,9 +8,9 @@ import torch
 from several import several
 from tiny import same
 
-import dqnet.training.train as loop
 from dqnet.errors import UserError
 from dqnet.runtime.devices import Device
+from dqnet.training.learner import Learner
 
 FORMS = {
     "dynamic": ["data.val_fraction=0.25", "loss.target_bits=2.5"],
@@ -89,13 +89,13 @@ def test_only_the_main_process_writes(shared):
 def test_continued_run_is_read_by_the_main_process_for_all(shared):
     settings = "trainer.epochs=2", "trainer.checkpoint_steps=3"
     whole = shared(*settings, name="whole")[0]
-    step = loop.train_step
+    step = Learner.step
 
     def seven(learner, update, *batch):
         return step(learner, update, *batch) if update < 7 else 1 / 0
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(loop, "train_step", seven)
+        patch.setattr(Learner, "step", seven)
         shared(*settings)
     continued = shared(*settings)[0]
     assert "1 of 2 and 3 of 4 steps" in continued.text
@@ -108,8 +108,8 @@ def test_another_number_of_processes_may_continue(run, shared, tmp_path, double)
     settings = "trainer.epochs=2", "optim.lr=0.02"
     alone = run(*settings).metrics
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
-        step = loop.train_step
-        patch.setattr(loop, "train_step", lambda a, n, *b: step(a, n, *b) if n < 6 else 1 / 0)
+        step = Learner.step
+        patch.setattr(Learner, "step", lambda a, n, *b: step(a, n, *b) if n < 6 else 1 / 0)
         shared(*settings)
     continued = run(*settings, folder=tmp_path / "run-0")
     assert "after epoch 1 of 2" in continued.text

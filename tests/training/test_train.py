@@ -10,7 +10,7 @@ from tiny import RICH, assert_same_run, same, without_time
 from dqnet import static_bit_flops
 from dqnet.data import ImageArray
 from dqnet.errors import UserError
-from dqnet.training import checkpoint
+from dqnet.training import checkpoint, learner, run_state
 from dqnet.training import train as loop
 from dqnet.training.objective import Objective
 
@@ -81,7 +81,7 @@ def interrupt_after_training(monkeypatch):
 
     def interrupted(*args):
         train_epoch(*args)
-        if args[2] == 1:
+        if args[0].done == 1:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(loop, "train_epoch", interrupted)
@@ -89,14 +89,14 @@ def interrupt_after_training(monkeypatch):
 
 def interrupt_between_checkpoints(monkeypatch):
     """The second epoch's metrics and best.pt written, its last.pt not."""
-    save = loop.save_checkpoint
+    save = run_state.save_checkpoint
 
     def interrupted(path, content, *args):
         if path.name == "last.pt" and content["epoch"] == 2:
             raise KeyboardInterrupt
         save(path, content, *args)
 
-    monkeypatch.setattr(loop, "save_checkpoint", interrupted)
+    monkeypatch.setattr(run_state, "save_checkpoint", interrupted)
 
 
 def interrupt_while_saving(monkeypatch):
@@ -147,14 +147,14 @@ def test_interrupted_run_ends_as_if_it_had_not_been(run, uninterrupted, tmp_path
 
 def interrupt_before_checkpoints(monkeypatch):
     """The second epoch's metrics written, neither of its checkpoints."""
-    save = loop.save_checkpoint
+    save = run_state.save_checkpoint
 
     def interrupted(path, content, *args):
         if content["epoch"] == 2:
             raise KeyboardInterrupt
         save(path, content, *args)
 
-    monkeypatch.setattr(loop, "save_checkpoint", interrupted)
+    monkeypatch.setattr(run_state, "save_checkpoint", interrupted)
 
 
 def test_line_cut_off_in_metrics_is_written_anew(run, uninterrupted, tmp_path):
@@ -240,9 +240,7 @@ def scripted(run, monkeypatch):
         monkeypatch.setattr(
             loop,
             "train_epoch",
-            lambda learner, batches, epoch, history, *args: history.append(
-                {"loss": torch.ones(())}
-            ),
+            lambda run, *args: run.history.append({"loss": torch.ones(())}),
         )
         epochs = f"trainer.epochs={len(epochs)}"
         return run("quant.widths=[2,3,4]", "loss.target_bits=3", epochs, *overrides)
@@ -394,13 +392,13 @@ def test_ema_is_what_is_measured(run, measure, tmp_path):
 
 def test_temperature_falls_geometrically_to_its_end(run, monkeypatch):
     seen = []
-    set_temperature = loop.set_temperature
+    set_temperature = learner.set_temperature
 
     def record(model, *args):
         set_temperature(model, *args)
         seen.append(model.controller.tau)
 
-    monkeypatch.setattr(loop, "set_temperature", record)
+    monkeypatch.setattr(learner, "set_temperature", record)
     run("quant.controller.tau=4", "quant.controller.tau_end=0.25", "trainer.epochs=2")
     assert seen == pytest.approx([4 * (1 / 16) ** (i / 8) for i in range(8)])
 

@@ -8,7 +8,7 @@ import wandb
 from dqnet.config import LoggerConfig, ReportConfig
 from dqnet.errors import UserError
 from dqnet.runtime.stop import Stopped
-from dqnet.training import train as loop
+from dqnet.training.learner import Learner
 
 OFFLINE = "logger=wandb", "logger.mode=offline"
 
@@ -99,14 +99,14 @@ def interrupted(run, tmp_path, monkeypatch):
     """A run of three epochs that ended in the third; ``(folder, server)``."""
     server = Server(monkeypatch)
     with monkeypatch.context() as patch:
-        step = loop.train_step
+        step = Learner.step
 
         def killed(learner, update, *args):
             if update == 10:
                 raise KeyboardInterrupt
             return step(learner, update, *args)
 
-        patch.setattr(loop, "train_step", killed)
+        patch.setattr(Learner, "step", killed)
         with pytest.raises(KeyboardInterrupt):
             run(*OFFLINE, "trainer.epochs=3", folder=tmp_path / "run")
     return tmp_path / "run", server
@@ -155,7 +155,7 @@ def test_run_that_is_stopped_is_closed_with_its_status(run, tmp_path, monkeypatc
     def stopped(learner, *args):
         raise Stopped(signal.SIGTERM)
 
-    monkeypatch.setattr(loop, "train_step", stopped)
+    monkeypatch.setattr(Learner, "step", stopped)
     with pytest.raises(Stopped):
         run(*OFFLINE, folder=tmp_path)
     assert closed == [143]

@@ -6,7 +6,7 @@ python eval.py checkpoint=runs/default curve=true        # every budget: curve.c
 python eval.py checkpoint=runs/default controls=true     # is the routing instance-aware?
 python eval.py checkpoint=runs/default report=html       # a page with every image
 python eval.py checkpoint=runs/default report=html logger=wandb    # and its content to W&B
-python eval.py checkpoint=runs/static3 cascade.checkpoint=runs/static4    # the unsure ones dearer
+python eval.py checkpoint=runs/static3 cascade.checkpoint=runs/static4    # unsure ones again
 python eval.py checkpoint=runs/default budget=2.6 cascade.budget=3.4      # the same, one network
 python eval.py checkpoint=runs/default/last.pt output=elsewhere
 python eval.py checkpoint=PATH data.root=ELSEWHERE trainer.device=cpu

@@ -30,7 +30,7 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
         How many images were seen in this process.
 
     Raises:
-        UserError: if the model has no quantized layer, or there is no batch.
+        UserError: if the model has no quantized layer, or no batch is given.
     """
     layers = [module for module in model.modules() if isinstance(module, QuantLayer)]
     if not layers:

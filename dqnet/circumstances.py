@@ -1,6 +1,6 @@
 """Which settings change where or how a run runs, and not what it computes: stated once, here.
 
-They are no part of a run's name, may differ when a run is continued, and do not tell runs apart in
+They are not part of a run's name, may differ when a run is continued, and do not tell runs apart in
 a comparison.
 """
 

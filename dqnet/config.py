@@ -121,7 +121,8 @@ class LossConfig:
     label_smoothing: float = MISSING
     # The part of the training with that term. Checkpoints written before it existed lack it.
     mutual_information_until: float = 1.0
-    # Weight of the divergence from the float network that training starts from. Likewise.
+    # Weight of the divergence from the float network that training starts from.
+    # Checkpoints written before it existed lack it too.
     distillation: float = 0.0
 
 
@@ -198,7 +199,7 @@ class EvalDataConfig:
 
 @dataclass
 class EvalTrainerConfig:
-    """Likewise."""
+    """What may differ from training; ``None`` keeps the checkpoint's own."""
 
     device: str | None = None
     precision: str | None = None
@@ -209,7 +210,7 @@ class CascadeConfig:
     """The second pass of a cascade; without either there is none."""
 
     checkpoint: str | None = None  # as EvalConfig's; None: the same network
-    budget: float | None = None  # likewise
+    budget: float | None = None  # as EvalConfig's, of the second pass
 
 
 @dataclass

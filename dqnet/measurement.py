@@ -30,10 +30,10 @@ class Evaluation:
     Attributes:
         labels: int64 ``[N]``.
         top_classes: int64 ``[N, min(5, C)]``: the best classes, the best first.
-        top_probabilities: float64, likewise: theirs.
+        top_probabilities: float64 of the same shape: theirs.
         losses: float64 ``[N]``: cross-entropy.
         cost: float64 ``[N]``: Bit-FLOPs; ``None`` for a float model.
-        mean_widths: float64 ``[N]``: mean width over the routed layers; ``None`` likewise.
+        mean_widths: float64 ``[N]``: mean width over the routed layers; ``None`` for a float model.
         chosen: int64 ``[N, L]``: index of each routed layer's width.
         scores: float32 ``[N, L, K]``: the controller's, whatever the routing that was used.
         widths: the K candidates as a user writes them, ``2`` or ``"w2a4"``; empty for a float

@@ -22,7 +22,7 @@ class ArrayLoader(Loader):
         array: the images.
         order: which of them, in which batches.
         mean: per channel, of pixels in [0, 1].
-        std: likewise.
+        std: standard deviation, per channel.
         crop_padding: rows and columns of zeros on every side before a random crop; 0: no crop.
         flip: mirror images left and right with probability 1/2.
     """

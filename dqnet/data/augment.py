@@ -14,7 +14,7 @@ def crop(
     Args:
         images: ``[N, C, H, W]``, any dtype.
         tops: int64 ``[N]`` in ``[0, 2 * padding]``, first row of each window.
-        lefts: likewise the first columns.
+        lefts: the first columns, of the same shape.
         padding: rows and columns of zeros on every side.
 
     Returns:

@@ -19,7 +19,7 @@ CHUNK = 256  # files per task: one task per file would cost as much as decoding 
 
 
 class DamagedImageError(UserError):
-    """A file whose content is no image, or not the whole of one."""
+    """A file whose content is not an image, or only a part of one."""
 
 
 def read_image(path: str, content: Callable[[], BinaryIO] | None = None) -> Image.Image:
@@ -29,7 +29,7 @@ def read_image(path: str, content: Callable[[], BinaryIO] | None = None) -> Imag
 
     Args:
         path: the file, or the name for it in errors.
-        content: opens what is no file of its own.
+        content: opens an image that is not a file of its own.
 
     Raises:
         DamagedImageError: the file is damaged, not an image, or has pixels that are floats or

@@ -30,7 +30,7 @@ class FileLoader(Loader):
         order: which of them, in which batches.
         size: side of the square images for the network, in pixels.
         mean: per channel, of pixels in [0, 1].
-        std: likewise.
+        std: standard deviation, per channel.
         flip: mirror training images left and right with probability 1/2.
         workers: processes; 0: decode in this one.
         device: where the batches go; ``None``: they stay on the CPU.

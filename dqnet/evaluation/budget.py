@@ -72,13 +72,13 @@ class Calibration:
         return self._lambdas[min(step, steps[-1])].item()
 
     def budgets(self, count: int) -> list[float]:
-        """``count`` budgets in Bit-FLOPs, evenly spaced from the cheapest routing to the dearest.
+        """``count`` budgets in Bit-FLOPs, evenly from the cheapest routing to the most expensive.
 
         Their λ, like the outermost two of this class, lie well beyond the last image's change of
         mind, so that images with other scores are at the extremes too.
         """
-        cheapest, dearest = (self.bit_flops(self._lambdas[i].item()) for i in (-1, 0))
-        return torch.linspace(cheapest, dearest, count, dtype=torch.float64).tolist()
+        cheapest, costliest = (self.bit_flops(self._lambdas[i].item()) for i in (-1, 0))
+        return torch.linspace(cheapest, costliest, count, dtype=torch.float64).tolist()
 
     def _candidates(self) -> Tensor:
         """One λ inside every step, ascending.

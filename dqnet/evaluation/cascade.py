@@ -1,4 +1,4 @@
-"""A confidence cascade: every image runs cheaply, and once more, dearer, if that answer is unsure.
+"""A confidence cascade: images whose cheap answer is unsure run again at a higher cost.
 
 The bits of an image then follow from what the network made of it, not from its early features
 (Wang et al. 2017, *IDK cascades*, https://arxiv.org/abs/1706.00885). Confidence is the probability
@@ -54,7 +54,7 @@ class Cascade:
 
     Attributes:
         first: of the cheap pass, which all images make.
-        second: of the dear one, of all images as well; which of them make it is :meth:`point`'s.
+        second: of the more expensive one, also of all images: :meth:`point` picks those it is for.
         reused: what the second pass need not repeat.
     """
 

@@ -8,7 +8,8 @@ keeps each layer's frequencies, fixed its most frequent width, and single no mor
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,12 +21,26 @@ from dqnet.evaluation.evaluate_routings import Routed
 from dqnet.measurement import Evaluation
 from dqnet.plan import LayerPlan
 
-#: a kind of routing and what tells it from the others of its kind: a seed, a width or a λ
-Key: TypeAlias = tuple[str | float, ...]
-
 #: of the shuffled and the random routings
 SEEDS = tuple(range(5))
 CONFIDENCE, RESAMPLES = 0.95, 10_000
+
+
+@dataclass(frozen=True)
+class Key:
+    """A kind of routing, and what tells it from the others of its kind.
+
+    Attributes:
+        kind: ``shuffled``, ``random``, ``fixed`` or ``single``; ``curve`` or ``shuffled curve``.
+        seed: of what is drawn.
+        width: the one of all layers.
+        budget_lambda: the λ of a point of the curve.
+    """
+
+    kind: str
+    seed: int | None = None
+    width: int | str | None = None
+    budget_lambda: float | None = None
 
 
 def derangement(count: int, seed: int) -> Tensor:
@@ -49,16 +64,17 @@ def control_routings(own: Evaluation, seeds: Iterable[int] = SEEDS) -> dict[Key,
     chosen, count = own.chosen.byte(), len(own.chosen)
     routings: dict[Key, Tensor] = {}
     for seed in seeds:
-        routings["shuffled", seed] = chosen[derangement(count, seed)]
+        routings[Key("shuffled", seed)] = chosen[derangement(count, seed)]
         generator = torch.Generator().manual_seed(seed)
         frequencies = own.histogram.double()
         drawn = torch.multinomial(frequencies, count, replacement=True, generator=generator)
-        routings["random", seed] = drawn.T.byte()
-    routings["fixed",] = own.histogram.argmax(1).byte().expand(count, -1)
+        routings[Key("random", seed)] = drawn.T.byte()
+    routings[Key("fixed")] = own.histogram.argmax(1).byte().expand(count, -1)
     for index, width in enumerate(own.widths):
         # A layer that lacks it runs at the nearest one that it has.
         columns = [_nearest(layer, own.widths, index) for layer in own.routed]
-        routings["single", width] = torch.tensor(columns, dtype=torch.uint8).expand(count, -1)
+        single = torch.tensor(columns, dtype=torch.uint8)
+        routings[Key("single", width=width)] = single.expand(count, -1)
     return routings
 
 
@@ -79,7 +95,7 @@ def compare(own: Evaluation, answers: Mapping[Key, Routed]) -> dict[str, Any]:
         in per cent; and ``loss_gain``, the mean loss of shuffled less that of own, so that above 0
         own is better there too. Both with their bootstrap interval over images.
     """
-    keys = {kind: [key for key in answers if key[0] == kind] for kind in ("shuffled", "random")}
+    keys = {kind: [key for key in answers if key.kind == kind] for kind in ("shuffled", "random")}
     shuffled = [answers[key] for key in keys["shuffled"]]
     correct = torch.stack([routed.correct.double() for routed in shuffled]).mean(0)
     losses = torch.stack([routed.losses for routed in shuffled]).mean(0)
@@ -97,9 +113,11 @@ def compare(own: Evaluation, answers: Mapping[Key, Routed]) -> dict[str, Any]:
     )
     return {
         "own": {key: own.metrics[key] for key in ("top1", "loss", "bit_flops")},
-        **{kind: [{"seed": key[1]} | answers[key].metrics for key in keys[kind]] for kind in keys},
-        "fixed": answers["fixed",].metrics,
-        "single": {str(width): answers["single", width].metrics for width in own.widths},
+        **{
+            kind: [{"seed": key.seed} | answers[key].metrics for key in keys[kind]] for kind in keys
+        },
+        "fixed": answers[Key("fixed")].metrics,
+        "single": {str(width): answers[Key("single", width=width)].metrics for width in own.widths},
         "instance_gain": instance_gain,
         "loss_gain": loss_gain,
         "shuffled_bit_flops_at_own_top1": None,

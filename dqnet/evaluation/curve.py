@@ -16,7 +16,7 @@ from dqnet.evaluation.evaluate_routings import Routed
 from dqnet.network import QuantizedModel
 from dqnet.runtime.files import read_json, remove, write_atomically
 
-#: budgets from the cheapest routing to the dearest
+#: budgets from the cheapest routing to the most expensive
 POINTS = 11
 #: figures of ``eval.json`` that say which weights and images a curve is of; it has all budgets
 MEASURED = ("checkpoint_sha256", "split", "data_root", "images")
@@ -51,9 +51,10 @@ def curve_routings(
     routings: dict[Key, Tensor] = {}
     for budget_lambda in lambdas:
         chosen = chosen_at(model, scores, budget_lambda).byte()
-        routings["curve", budget_lambda] = chosen
+        routings[Key("curve", budget_lambda=budget_lambda)] = chosen
         for seed, order in orders.items():
-            routings["shuffled curve", budget_lambda, seed] = chosen[order]
+            key = Key("shuffled curve", seed, budget_lambda=budget_lambda)
+            routings[key] = chosen[order]
     return routings
 
 
@@ -67,7 +68,7 @@ def curve_points(
     widths = torch.tensor([p.width for p in model.precisions], dtype=torch.float64)
     points = []
     for budget_lambda in lambdas:
-        routed = answers["curve", budget_lambda]
+        routed = answers[Key("curve", budget_lambda=budget_lambda)]
         point = {
             "budget_lambda": budget_lambda,
             "bit_flops": routed.cost.mean().item(),
@@ -78,8 +79,8 @@ def curve_points(
             "distinct_routings": len(routed.chosen.unique(dim=0)),
         }
         if seeds:
-            shuffled = [answers["shuffled curve", budget_lambda, seed] for seed in seeds]
-            top1 = [other.metrics["top1"] for other in shuffled]
+            keys = [Key("shuffled curve", s, budget_lambda=budget_lambda) for s in seeds]
+            top1 = [answers[key].metrics["top1"] for key in keys]
             point["shuffled_top1"] = sum(top1) / len(top1)
         points.append(point)
     return points

@@ -47,7 +47,7 @@ def evaluate_cascade(config: EvalConfig, console: Console | None = None) -> dict
     if same and config.budget == config.cascade.budget:
         raise UserError(
             f"both passes of the cascade are {first.path} at one budget: give another network, "
-            "cascade.checkpoint=runs/NAME, or a dearer budget, cascade.budget=BITS"
+            "cascade.checkpoint=runs/NAME, or a larger budget, cascade.budget=BITS"
         )
     for trained, budget in ((first, config.budget), (second, config.cascade.budget)):
         if not isinstance(trained.model, QuantizedModel):
@@ -56,22 +56,22 @@ def evaluate_cascade(config: EvalConfig, console: Console | None = None) -> dict
     folder = output_folder(config, first.path)
 
     # The first pass last, so that its network is then at its budget, to be calibrated.
-    dear, dear_description = _measured(second, config.cascade.budget)
-    cheap, description = _measured(first, config.budget)
+    second_pass, second_description = _measured(second, config.cascade.budget)
+    first_pass, description = _measured(first, config.budget)
     classes = first.splits.class_names, second.splits.class_names
-    if classes[0] != classes[1] or not torch.equal(cheap.labels, dear.labels):
+    if classes[0] != classes[1] or not torch.equal(first_pass.labels, second_pass.labels):
         raise UserError(f"{first.path} and {second.path} are measured on different images")
     calibration = evaluate(
         first.model, first.data.calibration, first.device.images, first.device.autocast
     )
-    reused = Reused.within(cheap.layers) if same else Reused()
-    cascade = Cascade(cheap, dear, reused)
+    reused = Reused.within(first_pass.layers) if same else Reused()
+    cascade = Cascade(first_pass, second_pass, reused)
     results = {
         "first": description,
-        "second": dear_description,
+        "second": second_description,
         "reused_bit_flops": reused.quantized,
         "split": config.split,
-        "images": len(cheap.labels),
+        "images": len(first_pass.labels),
         "data_root": first.data_root,
         "calibration": {
             "images": len(calibration.labels),

@@ -11,7 +11,8 @@ from rich.console import Console
 from dqnet.config import EvalConfig
 from dqnet.evaluation.curve import curve_lambdas, remove_other_curve, write_curve
 from dqnet.evaluation.evaluate_dynamic import alternatives, calibrate, check_request, set_budget
-from dqnet.evaluation.samples import Thumbnails, write_samples
+from dqnet.evaluation.samples import write_samples
+from dqnet.evaluation.thumbnails import Thumbnails, samples_of
 from dqnet.evaluation.trained import Trained, load_trained, output_folder
 from dqnet.measurement import evaluate
 from dqnet.runtime.files import write_json
@@ -93,5 +94,6 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> E
     if points is not None:
         write_curve(folder / "curve.csv", points)
     if with_report:
-        write_samples(folder / "samples.npz", evaluation, thumbnails, trained.splits.class_names)
+        samples = samples_of(evaluation, thumbnails, trained.splits.class_names)
+        write_samples(folder / "samples.npz", samples)
     return Evaluated(trained, folder, results, points)

@@ -85,7 +85,7 @@ def test_the_network_runs_with_the_priced_choice(model, images, monkeypatch):
 
 @torch.no_grad()
 @pytest.mark.parametrize("budget_lambda, column", [(1e6, 0), (-1e6, 2)])
-def test_a_large_price_leaves_the_cheapest_a_large_reward_the_dearest(
+def test_a_large_price_leaves_the_cheapest_a_large_reward_the_most_expensive(
     model, images, monkeypatch, budget_lambda, column
 ):
     monkeypatch.setattr(model, "prices", budget_lambda * relative_costs(model))
@@ -148,7 +148,7 @@ def test_rounding_does_not_move_an_image_to_another_width(model):
     assert torch.equal(chosen, chosen_at(model, scores, budget_lambda * (1 - 1e-7)))
 
 
-def test_budgets_are_even_from_the_cheapest_to_the_dearest(model):
+def test_budgets_are_even_from_the_cheapest_to_the_most_expensive(model):
     routed, fixed = costs(model)
     budgets = Calibration(model, random_scores(7)).budgets(5)
     ends = fixed + routed[:, 0].sum(), fixed + routed[:, 2].sum()
@@ -157,9 +157,9 @@ def test_budgets_are_even_from_the_cheapest_to_the_dearest(model):
 
 def test_scores_without_any_difference(model):
     calibration = Calibration(model, torch.zeros(4, len(ROUTED), 3))
-    cheapest, dearest = calibration.budgets(2)
-    assert calibration.bit_flops(calibration.lambda_for(dearest)) == dearest
-    assert calibration.bit_flops(calibration.lambda_for(dearest - 1)) == cheapest
+    cheapest, costliest = calibration.budgets(2)
+    assert calibration.bit_flops(calibration.lambda_for(costliest)) == costliest
+    assert calibration.bit_flops(calibration.lambda_for(costliest - 1)) == cheapest
 
 
 def test_cost_of_indices_is_that_of_the_layers(model):

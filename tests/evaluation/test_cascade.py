@@ -19,15 +19,15 @@ from dqnet.formats import Precision
 from dqnet.measurement import Evaluation
 from dqnet.plan import LayerPlan
 
-#: cheap and dear, apart enough that the second pass is worth something
+#: cheap and costly, apart enough that the second pass is worth something
 CHEAP = ("quant.widths=[2]", "trainer.epochs=2", "data.val_fraction=0.25")
-DEAR = ("quant.widths=[6]", "trainer.epochs=3")
+COSTLY = ("quant.widths=[6]", "trainer.epochs=3")
 DYNAMIC = ("quant.widths=[2,3,4]", "quant.static_width=3", "data.val_fraction=0.25")
 
 
 @pytest.fixture(scope="module")
 def folders(run):
-    forms = {"cheap": CHEAP, "dear": DEAR, "dynamic": DYNAMIC}
+    forms = {"cheap": CHEAP, "costly": COSTLY, "dynamic": DYNAMIC}
     return {name: run(*settings).folder for name, settings in forms.items()}
 
 
@@ -132,9 +132,9 @@ def test_thresholds_of_few_images():
 def test_points_follow_from_both_networks_per_sample_files(
     run, folders, measure, cascade, tmp_path, split
 ):
-    dear = run("quant.widths=[6]", "trainer.epochs=3", "data.val_fraction=0.25").folder
-    results = cascade(folders["cheap"], dear, split=split)
-    for name, folder in (("first", folders["cheap"]), ("second", dear)):
+    costly = run("quant.widths=[6]", "trainer.epochs=3", "data.val_fraction=0.25").folder
+    results = cascade(folders["cheap"], costly, split=split)
+    for name, folder in (("first", folders["cheap"]), ("second", costly)):
         measure(folder, output=str(tmp_path / name), split=split)
     confidence, right, cost = per_sample(tmp_path / "first")
     _, right_again, cost_again = per_sample(tmp_path / "second")
@@ -150,7 +150,7 @@ def test_points_follow_from_both_networks_per_sample_files(
 
 
 def test_thresholds_come_from_images_that_are_not_measured(folders, measure, cascade, tmp_path):
-    results = cascade(folders["cheap"], folders["dear"])
+    results = cascade(folders["cheap"], folders["costly"])
     measure(folders["cheap"], output=str(tmp_path / "val"), split="val")
     confidence = per_sample(tmp_path / "val")[0]
     assert results["calibration"] == {"images": len(confidence), "split": "val"}
@@ -204,7 +204,7 @@ def test_what_is_reused_is_the_same_in_both_passes():
 
 
 def test_only_its_own_file_is_written(folders, cascade, tmp_path):
-    results = cascade(folders["cheap"], folders["dear"])
+    results = cascade(folders["cheap"], folders["costly"])
     assert [path.name for path in (tmp_path / "cascade").iterdir()] == ["cascade.json"]
     assert json.loads((tmp_path / "cascade/cascade.json").read_text()) == results
 
@@ -215,10 +215,10 @@ def test_only_its_own_file_is_written(folders, cascade, tmp_path):
         ("cheap", "cheap", {}, r"both passes of the cascade are .*best.pt at one budget"),
         ("dynamic", None, {"budget": 3, "second_budget": 3}, "both passes of the cascade"),
         ("dynamic", None, {"second_budget": 9}, "budget=9 cannot be reached"),
-        ("cheap", "dear", {"second_budget": 3}, "budget needs a dynamic network"),
+        ("cheap", "costly", {"second_budget": 3}, "budget needs a dynamic network"),
         ("cheap", "none", {}, "none.* does not exist"),
-        ("cheap", "dear", {"curve": True}, "an evaluation of its own: start it without curve"),
-        ("cheap", "dear", {"report": ReportConfig("html")}, "start it without report"),
+        ("cheap", "costly", {"curve": True}, "an evaluation of its own: start it without curve"),
+        ("cheap", "costly", {"report": ReportConfig("html")}, "start it without report"),
     ],
 )
 def test_errors(folders, cascade, tmp_path, first, second, changes, message):

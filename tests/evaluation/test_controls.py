@@ -15,7 +15,14 @@ from tiny import ROUTED
 from dqnet.errors import UserError
 from dqnet.evaluation.bootstrap import bootstrap_mean
 from dqnet.evaluation.budget import chosen_at
-from dqnet.evaluation.controls import SEEDS, compare, control_routings, cost_at_top1, derangement
+from dqnet.evaluation.controls import (
+    SEEDS,
+    Key,
+    compare,
+    control_routings,
+    cost_at_top1,
+    derangement,
+)
 from dqnet.evaluation.evaluate_routings import Routed, evaluate_routings
 from dqnet.measurement import evaluate
 from dqnet.network import Output, QuantizedModel, ScoredOutput
@@ -103,9 +110,9 @@ def test_one_image_has_nobody_to_swap_with():
 def test_shuffled_routings_are_the_own_ones_of_others(built, batches):
     own = own_of(built, batches)
     routings = control_routings(own)
-    assert [key[1] for key in routings if key[0] == "shuffled"] == list(SEEDS)
+    assert [key.seed for key in routings if key.kind == "shuffled"] == list(SEEDS)
     for seed in SEEDS:
-        shuffled = routings["shuffled", seed]
+        shuffled = routings[Key("shuffled", seed)]
         assert sorted(shuffled.tolist()) == sorted(own.chosen.tolist())
         assert torch.equal(shuffled, own.chosen[derangement(N, seed)].byte())
 
@@ -113,7 +120,7 @@ def test_shuffled_routings_are_the_own_ones_of_others(built, batches):
 def test_random_routings_have_the_frequencies_and_nothing_in_common(picky, batches):
     own = own_of(picky, batches)  # all layers agree, at 30, 20 and 10 images
     routings = control_routings(own, range(200))
-    drawn = torch.cat([routings["random", seed] for seed in range(200)]).long()
+    drawn = torch.cat([routings[Key("random", seed)] for seed in range(200)]).long()
     shares = F.one_hot(drawn, K).double().mean(0)
     np.testing.assert_allclose(shares, np.tile([1 / 2, 1 / 3, 1 / 6], (L, 1)), atol=0.02)
     correlation = np.corrcoef(drawn.T.numpy())
@@ -122,9 +129,9 @@ def test_random_routings_have_the_frequencies_and_nothing_in_common(picky, batch
 
 def test_fixed_and_single_routings(picky, batches):
     routings = control_routings(own_of(picky, batches))
-    assert (routings["fixed",] == 0).all()
+    assert (routings[Key("fixed")] == 0).all()
     for k, width in enumerate((2, 3, 4)):
-        assert routings["single", width].tolist() == [[k] * L] * N
+        assert routings[Key("single", width=width)].tolist() == [[k] * L] * N
 
 
 # What the network answers with them

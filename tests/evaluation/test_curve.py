@@ -39,7 +39,7 @@ def test_columns(folder, measure, drawn, tmp_path):
     assert list(read(tmp_path)[0]) == columns
 
 
-def test_costs_rise_from_the_cheapest_routing_to_the_dearest(drawn):
+def test_costs_rise_from_the_cheapest_routing_to_the_most_expensive(drawn):
     _, points, _ = drawn
     cost, price = ([point[key] for point in points] for key in ("bit_flops", "budget_lambda"))
     assert POINTS <= len(points) <= POINTS + 3

@@ -13,7 +13,8 @@ from tiny import ROUTED
 from dqnet.config import ReportConfig
 from dqnet.data import load_data
 from dqnet.errors import UserError
-from dqnet.evaluation.samples import MAX_SIDE, Thumbnails, read_samples, write_samples
+from dqnet.evaluation.samples import read_samples, write_samples
+from dqnet.evaluation.thumbnails import MAX_SIDE, Thumbnails, samples_of
 from dqnet.measurement import Evaluation
 
 
@@ -89,7 +90,7 @@ def write_many_classes(path):
     )
     thumbnails = Thumbnails([0.0], [1.0])
     list(thumbnails.of([(torch.zeros(count, 1, 4, 4), labels)]))
-    write_samples(path, evaluation, thumbnails, [])
+    write_samples(path, samples_of(evaluation, thumbnails, []))
 
 
 def test_classes_beyond_sixteen_bits(tmp_path):

@@ -127,7 +127,7 @@ def controls(top1=70.0, cost=9e4):
 
 
 def curve_rows(cost=9e4):
-    """``curve.csv`` of a model that costs this as trained, dearest first."""
+    """``curve.csv`` of a model that costs this as trained, the most expensive first."""
     return [
         {
             "budget_lambda": 0.5 * i, "bit_flops": cost - 1e4 * i, "bit_flops_std": 10.0,

@@ -114,7 +114,7 @@ def test_filter_of_cost_and_reset(page, made):
     page.fill("#high", "700")
     low, high = costs[0] + span * 250 / 1000, costs[0] + span * 700 / 1000
     assert shown(page) == sum(low <= cost <= high for cost in costs) < 120
-    page.fill("#low", "1000")  # takes the other end along, and keeps the dearest
+    page.fill("#low", "1000")  # takes the other end along, and keeps the most expensive
     assert shown(page) == costs.count(costs[-1])
     page.click("button[type=reset]")
     # The fields change after the event, so the page follows a task later.

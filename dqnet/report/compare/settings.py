@@ -38,7 +38,7 @@ def _differing(runs: Sequence[Run], ignored: Sequence[str]) -> list[tuple[str, .
 
     A recipe for static networks and one for dynamic ones differ where they have to, so runs of one
     kind are compared, and across kinds only what somebody typed. A default is the value that runs
-    have which were started without a word about the setting; if there are several, as when a sweep
+    have which were started without naming the setting; if there are several, as when a sweep
     was changed in between, none of them is. A setting that a record lacks tells nothing: the record
     is of another version.
     """

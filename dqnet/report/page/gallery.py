@@ -19,7 +19,7 @@ LIMIT = 10_000
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images from the cheapest to the dearest.
+    """Images from the cheapest to the most expensive.
 
     Attributes:
         about: everything small, for JSON; ``types`` are those of ``arrays``, as NumPy writes them.

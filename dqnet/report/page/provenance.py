@@ -21,7 +21,7 @@ class Provenance:
     Attributes:
         folder: the run folder's name.
         command: what started it; empty where the run's record is not there.
-        config: its configuration as YAML; empty likewise.
+        config: its configuration as YAML; empty where the record is not there.
         facts: names and values worth reading first.
     """
 

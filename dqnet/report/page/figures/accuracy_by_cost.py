@@ -23,7 +23,7 @@ def wilson(share: float, images: int) -> tuple[float, float]:
 
 
 def accuracy_by_cost(results: Results) -> Figure:
-    """Top-1 in each tenth of the images, from the cheapest to the dearest."""
+    """Top-1 in each tenth of the images, from the cheapest to the most expensive."""
     parts = deciles(results.cost, results.correct)
     unit = unit_for(results.cost.max())
     places = range(1, len(parts) + 1)
@@ -42,7 +42,7 @@ def accuracy_by_cost(results: Results) -> Figure:
                 f"{part.images} images right (95 %: {low:.2f} to {high:.2f})",
             )
         axes.set_xticks(places)
-        axes.set(xlabel="tenth of the images, from cheapest to dearest", ylabel="top-1 (%)")
+        axes.set(xlabel="tenth of the images, from cheapest to most expensive", ylabel="top-1 (%)")
         axes.margins(x=0.07)
         axes.grid(axis="x", visible=False)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1))
@@ -50,7 +50,7 @@ def accuracy_by_cost(results: Results) -> Figure:
     return Figure(
         "accuracy_by_cost",
         "Accuracy in each tenth of cost",
-        "Top-1 of the images from the cheapest tenth to the dearest, with 95 % intervals; "
+        "Top-1 of the images from the cheapest tenth to the most expensive, with 95 % intervals; "
         "falling means that the harder images get more bits.",
         "; ".join(f"tenth {i}: {p.value:.1%}" for i, p in zip(places, parts, strict=True)),
         draw,

@@ -1,4 +1,4 @@
-"""How sure the network is of its cheap and its dear images."""
+"""How sure the network is of its cheap and its expensive images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The images in ten equal parts, from the cheapest to the dearest."""
+"""The images in ten equal parts, from the cheapest to the most expensive."""
 
 from __future__ import annotations
 

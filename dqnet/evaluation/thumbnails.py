@@ -60,7 +60,8 @@ def samples_of(
         predictions=evaluation.predictions.numpy(),
         top5_classes=evaluation.top_classes.numpy(),
         top5_probs=evaluation.top_probabilities.numpy().astype(np.float32),
-        scores=evaluation.scores.numpy().astype(np.float16),
+        # Half precision ends at 65504; a candidate that a layer lacks has a score far below.
+        scores=evaluation.scores.clamp(-6e4, 6e4).numpy().astype(np.float16),
         chosen=evaluation.chosen.numpy().astype(np.uint8),
         layers=np.array(evaluation.routed_names, dtype=np.str_),
         widths=np.array(evaluation.widths, dtype=np.uint8 if integers else np.str_),

@@ -156,34 +156,6 @@ def test_a_report_is_drawn_from_its_files(evaluated, measure):
     assert "w2a8" in (made.folder / "report/index.html").read_text()
 
 
-def test_post_training_quantization_is_no_epochs_after_calibration(run, config):
-    made = run("quant=lsq", "quant.widths=[4]", "trainer.epochs=0", "quant.calibration.images=50")
-    state = made.checkpoint("best.pt")["model"]
-    chosen = config("quant=lsq", "quant.widths=[4]")
-    model = build_model(chosen.model, chosen.quant, 10, (1, 8, 8))
-    model.load_state_dict(state)
-    flags = {k: v for k, v in state.items() if k.endswith("initialized")}
-    assert len(flags) == 2 * 6 and all(v == 1 for v in flags.values())
-    assert made.summary["epochs"] == 0 and made.summary["top1"] >= 0
-    other = run("quant=lsq", "quant.widths=[4]", "trainer.epochs=0", "quant.calibration.images=9")
-    steps = [r.checkpoint("best.pt")["model"] for r in (made, other)]
-    name = "backbone.layer1.0.conv1.input_quantizer.step"
-    assert not torch.equal(steps[0][name], steps[1][name])
-
-
-def test_a_run_with_another_plan_does_not_go_on(run, tmp_path):
-    made = run("quant.widths=[3]", "trainer.epochs=0")
-    file = tmp_path / "plan.json"
-    text = (made.folder / "plan.json").read_text()
-    file.write_text(text.replace("[3]", "[4]", 1))
-    first = run(f"quant.plan={file}", "trainer.epochs=1")
-    assert first.summary["target_bits"] > 3
-    (first.folder / "summary.json").unlink()
-    file.write_text(text.replace("[3]", "[5]", 1))
-    with pytest.raises(UserError, match=r"plan has layer 'layer1.0.conv1' static at \(4,\), this"):
-        run(f"quant.plan={file}", "trainer.epochs=1", folder=first.folder)
-
-
 def test_mixed_methods_are_chosen_tensor_by_tensor(config):
     model = built(config, "quant.weight.quantizer=dorefa", "quant.input.quantizer=lsq")
     layer = model.backbone.get_submodule(ROUTED[0])

@@ -49,5 +49,5 @@ def test_calibration_before_training_sets_what_training_starts_from(run):
 
 
 def test_calibration_needs_an_image(run):
-    with pytest.raises(UserError, match="quant.calibration.images 0 must be at least 1"):
+    with pytest.raises(UserError, match=r"quant\.calibration\.images 0 must be at least 1"):
         run(*LSQ, "quant.calibration.images=0")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import re
-import runpy
 import shlex
 import shutil
 import sys
@@ -171,9 +171,11 @@ def test_arguments_of_a_module_exist(one, monkeypatch):
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
     monkeypatch.setattr(sys, "argv", [one.script, *one.arguments])
-    monkeypatch.delitem(sys.modules, one.script, raising=False)
+    module = importlib.import_module(one.script)
+    if hasattr(module, "__path__"):
+        module = importlib.import_module(f"{one.script}.__main__")
     with pytest.raises(Parsed):
-        runpy.run_module(one.script, run_name="__main__")
+        module.main()
 
 
 def settings_in_text() -> list[tuple[str, ...]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -20,7 +19,7 @@ from dqnet.plan import Plan
 from dqnet.quantizers import Method, Options, find_quantizers
 from dqnet.rules import DEFAULT_STATIC, QUANTIZABLE, Rule, Rules, before_split, plan_by_rules
 from dqnet.split import split_point
-from dqnet.trace import Trace, trace_model
+from dqnet.trace import Trace, trace_model, warn_uncounted
 
 CHOICE_GRADIENTS = ("exact", "sampled")
 #: layers whose forward pass is what their base class computes
@@ -100,7 +99,9 @@ def quantize(
         head = Controller(tuple(shape[1:]), len(plan.routed), len(candidates), controller)
         head.to(sample_input.device)
     _swap(model, swaps)  # last, so that a refused conversion leaves the model as it was
-    converted = QuantizedModel(model, head, source, plan, choice_gradient, trace.overwritten)
+    converted = QuantizedModel(
+        model, head, source, plan, sample_input.shape[1:], choice_gradient, trace.overwritten
+    )
     if sample_input.device.type == "cpu":
         # A convolution of many small groups is a tenth faster in this format, and passes it on.
         # Not by converted.to(), which refuses parameters of five axes.
@@ -134,12 +135,7 @@ def make_plan(
         what = f"{sample_input.dtype} {list(sample_input.shape)}"
         reason = str(error).partition("\n")[0]
         raise UserError(f"the model does not run on the sample_input, {what}: {reason}") from error
-    if trace.uncounted:
-        warnings.warn(
-            f"Bit-FLOPs leave out what {', '.join(trace.uncounted)} multiply: only convolutions "
-            "and fully connected layers are counted",
-            stacklevel=3,
-        )
+    warn_uncounted(trace)
     split.check(model, trace, read=dynamic and controller.kind == "shared")
     made = plan_by_rules(model, trace, rules, split.name)
     if given is not None:

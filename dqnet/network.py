@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -10,10 +12,12 @@ from torch import Tensor, nn
 from dqnet.controller import Controller, one_hot_max
 from dqnet.errors import UserError
 from dqnet.formats import Precision, as_written, common_precisions
-from dqnet.layers.quant_layer import check_one_hot
+from dqnet.layers.quant_layer import QuantLayer, check_one_hot
 from dqnet.layers.router import Router
 from dqnet.plan import LayerPlan, Plan
+from dqnet.recording import refuse_recording, refuse_scripting, refuse_symbols
 from dqnet.state_names import ADDED, BACKBONE_PREFIX, rename_old_names
+from dqnet.structure import REMEDY, Structure, plan_of_changed
 
 
 class Output(NamedTuple):
@@ -37,7 +41,6 @@ class QuantizedModel(nn.Module):
     Attributes:
         backbone: the converted model.
         controller: ``None`` in a static network.
-        plan: what every layer runs at.
         precisions: K candidates, ascending: of all routed layers together; in a static network
             those of its layers.
         candidates: bool ``[L, K]``: which of them each routed layer has; ``None``: every one has
@@ -52,6 +55,7 @@ class QuantizedModel(nn.Module):
         controller: Controller | None,
         split_point: str | None,
         plan: Plan,
+        image_shape: tuple[int, ...],
         choice_gradient: str = "exact",
         overwritten: bool = False,
     ) -> None:
@@ -59,10 +63,10 @@ class QuantizedModel(nn.Module):
         self.backbone = backbone
         self.controller = controller
         self.split_point = split_point
-        self.plan = plan
-        static = [layer for layer in plan.layers if layer.role == "static"]
-        followers = [layer for layer in static if not layer.pinned] or static
-        self.precisions: tuple[Precision, ...] = common_precisions(plan.routed or followers)
+        self._image_shape = tuple(image_shape)
+        self._plan = plan
+        self._structure = Structure(backbone, plan)
+        self.precisions = _precisions(plan)
         columns = tuple(
             tuple(map(self.precisions.index, layer.precisions)) for layer in plan.routed
         )
@@ -78,7 +82,7 @@ class QuantizedModel(nn.Module):
         names = tuple(layer.name for layer in plan.routed)
         self._router = Router(choice_gradient == "sampled", names, None if complete else columns)
         self._overwritten = overwritten  # the backbone changes the split point's output in place
-        for column, layer in enumerate(self.routed_layers):
+        for column, layer in enumerate(plan.routed):
             module = backbone.get_submodule(layer.name)
             module.router, module.column = self._router, column
         if controller is not None and split_point is not None:
@@ -87,6 +91,24 @@ class QuantizedModel(nn.Module):
 
     def _replicate_for_data_parallel(self) -> QuantizedModel:
         raise UserError("a converted model cannot run in nn.DataParallel; use torchrun")
+
+    def __prepare_scriptable__(self) -> None:
+        refuse_scripting()
+
+    @property
+    def plan(self) -> Plan:
+        """What every layer runs at, in the network as it is now.
+
+        Raises:
+            UserError: if it was changed after its conversion into one that has no such plan.
+        """
+        if not torch.compiler.is_compiling() and not self._structure.unchanged:
+            with self._unquantized():
+                self._plan = plan_of_changed(self.backbone, self._structure, self._image_shape)
+            self._structure = Structure(self.backbone, self._plan)
+            self._router.names = tuple(layer.name for layer in self._plan.routed)
+            self.precisions = _precisions(self._plan)
+        return self._plan
 
     @property
     def layers(self) -> tuple[LayerPlan, ...]:
@@ -126,10 +148,12 @@ class QuantizedModel(nn.Module):
             Logits and the routing used; in a static network L is 0.
 
         Raises:
-            UserError: for a routing that is not one-hot or of another shape, or if the model is
-                running already.
+            UserError: for a routing that is not one-hot or of another shape, if the model is
+                running already, or if a dynamic network is recorded (``torch.jit.trace``,
+                ``torch.export``, a CUDA graph).
         """
-        shape = (len(images), len(self.routed_layers), len(self.precisions))
+        refuse_symbols(images)
+        shape = (images.shape[0], len(self._plan.routed), len(self.precisions))
         if routing is not None:
             check_one_hot(routing, shape)
             self._check_candidates(routing)
@@ -143,14 +167,21 @@ class QuantizedModel(nn.Module):
         return ScoredOutput(logits, used, scores) if with_scores else Output(logits, used)
 
     def _routed_pass(self, images: Tensor, forced: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        refuse_recording(images)
         with self._router.forward_pass(forced) as current:
             if self.split_point is None:
                 self._run_controller(images)
             logits = self.backbone(images)
+            if current.routing is None:
+                raise UserError(
+                    f"split point {self.split_point!r} was replaced after conversion, so that no "
+                    f"controller runs; {REMEDY}"
+                )
             return logits, current.routing, current.scores
 
     def _after_split_point(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        self._run_controller(output)
+        if not self._router.bypassed:
+            self._run_controller(output)
 
     @torch.compiler.disable  # it fills the router, which is not a tensor
     def _run_controller(self, features: Tensor) -> None:
@@ -177,6 +208,20 @@ class QuantizedModel(nn.Module):
         current.scores = scores
         self._router.open(self.route(scores) if current.forced is None else current.forced)
 
+    @contextmanager
+    def _unquantized(self) -> Iterator[None]:
+        """The backbone runs in full precision meanwhile; no quantizer sees anything."""
+        layers = [module for module in self.backbone.modules() if isinstance(module, QuantLayer)]
+        self._router.bypassed = True
+        for layer in layers:
+            layer.unquantized = True
+        try:
+            yield
+        finally:
+            self._router.bypassed = False
+            for layer in layers:
+                layer.unquantized = False
+
     def _check_candidates(self, routing: Tensor) -> None:
         """Raises UserError for a choice that a layer does not have."""
         if self.candidates is None:
@@ -185,9 +230,16 @@ class QuantizedModel(nn.Module):
         if lacking.any():
             layer, k = lacking.nonzero()[0].tolist()
             raise UserError(
-                f"layer {self.routed_layers[layer].name!r} cannot run at {self.precisions[k]}; "
-                f"it has {self.routed_layers[layer].widths}"
+                f"layer {self._router.names[layer]!r} cannot run at {self.precisions[k]}; "
+                f"it has {self._plan.routed[layer].widths}"
             )
+
+
+def _precisions(plan: Plan) -> tuple[Precision, ...]:
+    """The candidates of all routed layers, or what layers of a static network run at."""
+    static = [layer for layer in plan.layers if layer.role == "static"]
+    followers = [layer for layer in static if not layer.pinned] or static
+    return common_precisions(plan.routed or followers)
 
 
 def _accept_other_state_dicts(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
@@ -120,8 +120,9 @@ def plan_by_rules(model: nn.Module, trace: Trace, rules: Rules, split: str | Non
         _check_patterns("static", rules.static, names)
     _check_patterns("quant.layers", rules.layers, names)
     first_last = _first_and_last(model, trace, names)
-    made: list[tuple[int, LayerPlan]] = []
-    for name, layer in trace.layers.items():
+
+    def runs_at(name: str) -> tuple[tuple[Precision, ...], bool]:
+        layer = trace.layers[name]
         precisions, pinned = (), False
         if name in names:
             precisions = _default(layer, model.get_submodule(name), trace, rules, split)
@@ -137,7 +138,23 @@ def plan_by_rules(model: nn.Module, trace: Trace, rules: Rules, split: str | Non
             for pattern, own in rules.layers.items():
                 if fnmatchcase(name, pattern):
                     precisions, pinned = own, len(own) == 1
-        made.append((layer.order, _layer_plan(layer, precisions, pinned)))
+        return precisions, pinned
+
+    return plan_of_trace(trace, runs_at)
+
+
+def plan_of_trace(
+    trace: Trace, runs_at: Callable[[str], tuple[tuple[Precision, ...], bool]]
+) -> Plan:
+    """The layers and products of a pass, in execution order.
+
+    Args:
+        trace: the pass.
+        runs_at: from a layer's name to its precisions and whether they are pinned.
+    """
+    made = [
+        (layer.order, _layer_plan(layer, *runs_at(name))) for name, layer in trace.layers.items()
+    ]
     for name, product in trace.products.items():
         made.append((product.order, LayerPlan(name or "network", FULL, macs=product.macs)))
     return Plan(tuple(layer for _, layer in sorted(made, key=lambda pair: pair[0])))

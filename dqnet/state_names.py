@@ -8,6 +8,8 @@ from typing import Any
 BACKBONE_PREFIX = "backbone."
 #: what the names of parameters and buffers have in them that the float model does not have
 ADDED = (".weight_quantizer.", ".input_quantizer.", ".affine.")
+#: torch.compile adds it to the names of what it compiled, which may be single layers
+COMPILED = "_orig_mod."
 #: of the single quantizer that a layer once had: what each name is today
 _OLD = {
     "weight_step": ("weight_quantizer.step",),

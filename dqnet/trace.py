@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -80,7 +81,9 @@ class Trace:
     overwritten: bool = False
 
 
-def trace_model(model: nn.Module, sample_input: Tensor, watched: str | None = None) -> Trace:
+def trace_model(
+    model: nn.Module, sample_input: Tensor, watched: str | None = None, signs: bool = True
+) -> Trace:
     """Runs ``model`` once on noise of the shape of ``sample_input`` and records its layers.
 
     Noise, and noise on the affine parameters of the normalisation layers, because signs are asked
@@ -92,6 +95,8 @@ def trace_model(model: nn.Module, sample_input: Tensor, watched: str | None = No
         sample_input: ``[N, C, H, W]``; its shape, type and device are used, not its values. Few
             images become :data:`PROBE_IMAGES`, so that one lucky draw hides no sign.
         watched: a module whose output is kept to see whether it is overwritten.
+        signs: whether signs are asked for. Otherwise no parameter is touched, so that a backward
+            pass may be outstanding.
     """
     trace = Trace()
     kept: list[tuple[Tensor, int]] = []
@@ -141,7 +146,7 @@ def trace_model(model: nn.Module, sample_input: Tensor, watched: str | None = No
         with (
             torch.no_grad(),
             _evaluating(model),
-            _noisy_norms(model, generator),
+            _noisy_norms(model, generator) if signs else nullcontext(),
             sdpa_kernel(SDPBackend.MATH),
             products,
         ):
@@ -150,11 +155,22 @@ def trace_model(model: nn.Module, sample_input: Tensor, watched: str | None = No
         for handle in handles:
             handle.remove()
     for name, product in products.found.items():
-        if name not in trace.layers:
+        # A parametrization computes a weight, once for all images.
+        if name not in trace.layers and ".parametrizations." not in f".{name}":
             product.macs //= len(noise)
             trace.products[name] = product
     trace.overwritten = any(output._version != version for output, version in kept)
     return trace
+
+
+def warn_uncounted(trace: Trace) -> None:
+    """Warns of modules whose computation no cost includes."""
+    if trace.uncounted:
+        warnings.warn(
+            f"Bit-FLOPs leave out what {', '.join(trace.uncounted)} multiply: only convolutions "
+            "and fully connected layers are counted",
+            stacklevel=4,
+        )
 
 
 def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -43,13 +43,14 @@ def cost(
     Raises:
         UserError: for a routing of another shape, or an unknown cost model.
     """
-    table = cost_table(model, by)
+    plan = model.plan  # once: it is checked against the modules
+    table = _table(plan.routed, model.precisions, find_cost(by))
     if routing.dim() != 3 or routing.shape[1:] != table.shape:
         shape = f"[N, {table.shape[0]}, {table.shape[1]}]"
         raise UserError(f"the routing has shape {list(routing.shape)}, it must be {shape}")
-    constant = static_cost(model.layers, by)
+    constant = static_cost(plan.layers, by)
     if full_precision:
-        constant += full_precision_cost(model.layers, by)
+        constant += full_precision_cost(plan.layers, by)
     # What a layer cannot run at is not chosen, and infinity times zero is not zero.
     finite = table.to(routing.device).nan_to_num(posinf=0)
     return (routing.double() * finite).sum((1, 2)) + constant

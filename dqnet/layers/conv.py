@@ -14,6 +14,7 @@ from dqnet.formats import Precision
 from dqnet.layers.geometry import ConvGeometry
 from dqnet.layers.quant_layer import Quantization, QuantLayer
 from dqnet.quantizers import Method, Options
+from dqnet.recording import refuse_symbols
 
 
 class QuantConv2d(QuantLayer, nn.Conv2d):
@@ -99,11 +100,9 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
                 ``input`` is not a batch of real numbers, or not of the images that the router
                 routed.
         """
+        refuse_symbols(input)
         if input.dim() != 4:
             raise UserError(
                 f"QuantConv2d takes [N, C, H, W], not a tensor of {input.dim()} dimensions"
             )
-        if self.calibrating:
-            self.observe(input)
-            return self.geometry.forward(self.geometry.repeat(input), self.weight, self.bias)
         return self._run(input, choice)

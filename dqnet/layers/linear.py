@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dqnet.errors import UserError
@@ -14,6 +13,7 @@ from dqnet.formats import Precision
 from dqnet.layers.geometry import LinearGeometry
 from dqnet.layers.quant_layer import Quantization, QuantLayer
 from dqnet.quantizers import Method, Options
+from dqnet.recording import refuse_symbols
 
 
 class QuantLinear(QuantLayer, nn.Linear):
@@ -71,13 +71,8 @@ class QuantLinear(QuantLayer, nn.Linear):
         Raises:
             UserError: if there are several precisions and no one-hot choice of the right shape.
         """
-        if self.calibrating:
-            self.observe(input)
-            return F.linear(input, self.weight, self.bias)
-        if len(self.precisions) > 1:
-            if input.dim() < 2:
-                raise UserError("a routed QuantLinear takes [N, ..., C]: a batch of images")
-            return self._run(input, choice)
-        self.prepare(input)
-        (weight,) = self.quantized_weights()
-        return F.linear(self.quantized_input(input), weight, self.bias)
+        refuse_symbols(input)
+        several = len(self.precisions) > 1
+        if several and input.dim() < 2:
+            raise UserError("a routed QuantLinear takes [N, ..., C]: a batch of images")
+        return self._run(input, choice, grouped=several)

@@ -19,6 +19,7 @@ from dqnet.layers.width_affine import WidthAffine
 from dqnet.layers.width_groups import WidthGroups
 from dqnet.processes import gathered
 from dqnet.quantizers import Method, Options, Quantizer, build_quantizers
+from dqnet.recording import captured, refuse_recording, refuse_scripting, tracer
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class QuantLayer(nn.Module):
         geometry: how weight and input are multiplied.
         affine: scale and shift of each precision; ``None`` without.
         router, column: where a converted model's layer finds its choice.
-        calibrating: whether the layer runs in full precision and its quantizers observe.
+        unquantized: whether the layer runs in full precision meanwhile.
+        calibrating: whether it does, and its input's quantizer observes.
     """
 
     weight: nn.Parameter
@@ -77,6 +79,7 @@ class QuantLayer(nn.Module):
         )
         self.router: Router | None = None
         self.column: int | None = None
+        self.unquantized = False
         self.calibrating = False
         self._weights = WeightCache()
         self.to(self.weight)  # device= and dtype= are of all parameters
@@ -85,6 +88,9 @@ class QuantLayer(nn.Module):
     def widths(self) -> tuple[int | str, ...]:
         """The precisions as a user writes them: ``(2, 3, 4)``."""
         return as_written(self.precisions)
+
+    def __prepare_scriptable__(self) -> None:
+        refuse_scripting()
 
     def train(self, mode: bool = True) -> QuantLayer:
         """As of any module; quantized weights that evaluation has kept are dropped."""
@@ -111,10 +117,27 @@ class QuantLayer(nn.Module):
         """The input ``[N, ...]`` at precision k, differentiable."""
         return self.input_quantizer(x, self._input_index[k])
 
+    def _run(self, x: Tensor, choice: Tensor | None, grouped: bool = True) -> Tensor:
+        """Runs every image of ``[N, ...]`` at its precision, or in full precision.
+
+        Args:
+            grouped: whether to use the form that is faster for convolutions, and is needed where
+                there are several precisions.
+        """
+        if self.calibrating:
+            self.observe(x)
+        if self.calibrating or self.unquantized:
+            return self.geometry.forward(self.geometry.repeat(x), self.weight, self.bias)
+        if grouped and (len(self.precisions) > 1 or tracer() is None):
+            return self._run_groups(x, choice)
+        self.prepare(x)
+        (weight,) = self.quantized_weights()
+        x = self.geometry.repeat(self.quantized_input(x))
+        return self.geometry.forward(x, weight, self.bias)
+
     # Group sizes differ from batch to batch: compiled, each new one would be compiled anew.
     @torch.compiler.disable
-    def _run(self, x: Tensor, choice: Tensor | None) -> Tensor:
-        """Runs every image of ``[N, ...]`` at its precision."""
+    def _run_groups(self, x: Tensor, choice: Tensor | None) -> Tensor:
         if not x.is_floating_point():
             raise UserError(f"{type(self).__name__} takes floating-point images, not {x.dtype}")
         choice, groups, drawn_widths = self._routing(x, choice)
@@ -141,7 +164,8 @@ class QuantLayer(nn.Module):
         :class:`~dqnet.layers.weight_cache.WeightCache`); then weights contain their gain.
         """
         affine = self.affine
-        if self.training or torch.is_grad_enabled():
+        # A CUDA graph must quantize for itself, or weights that are loaded later do not reach it.
+        if self.training or torch.is_grad_enabled() or captured(self.weight):
             self._weights.clear()
             weights = self.quantized_weights()
             return weights, None if affine is None else affine.gains(weights)
@@ -162,6 +186,7 @@ class QuantLayer(nn.Module):
             if self.router is None or self.column is None:
                 raise UserError(f"a layer with widths {self.widths} needs a choice [N, {count}]")
             return self.router.column(self.column, len(x))
+        refuse_recording(x)
         check_one_hot(choice, (len(x), count))
         if not choice.is_floating_point():
             choice = choice.to(x.dtype)

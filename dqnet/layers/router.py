@@ -59,6 +59,7 @@ class Router:
         names: the routed layers' module names, for errors.
         candidates: which of the network's K precisions each layer has; ``None``: all.
         current: ``None`` outside a forward pass.
+        bypassed: whether the backbone runs without its controller, its layers in full precision.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Router:
         self.names = names
         self.candidates = candidates
         self.current: ForwardPass | None = None
+        self.bypassed = False
         self._lock = Lock()
 
     @contextmanager
@@ -126,7 +128,7 @@ class Router:
             raise UserError(
                 "a routed layer ran before the controller did: the layer is called outside its "
                 "model without a choice (gradient checkpointing does that), or the split point "
-                "does not precede it"
+                "does not precede it, or was replaced"
             )
         column = self.current.columns[index]
         routed = len(column.choice)

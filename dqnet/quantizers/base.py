@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dqnet.errors import UserError
 from dqnet.formats import Format
 from dqnet.quantizers.codes import Codes
+from dqnet.recording import captured, tracer
 
 #: what a quantizer may be of
 TENSORS = ("weight", "input")
@@ -120,9 +121,19 @@ class Quantizer(nn.Module):
 
     @property
     def ready(self) -> bool:
-        """Whether nothing is left to be set from data."""
-        # Once true it is not read from the device again. An average of flags is not 1.
-        self._ready = self._ready or bool(self.initialized > 0)
+        """Whether nothing is left to be set from data.
+
+        Raises:
+            UserError: if it would be set in a recording, and again whenever that is run.
+        """
+        if self._ready:  # once true it is not read from the device again
+            return True
+        if tracer() is not None or captured(self.initialized):
+            raise UserError(
+                "quantizers are set from the first batch, which cannot be recorded: run a batch, "
+                "or dqnet.calibrate, first"
+            )
+        self._ready = bool(self.initialized > 0)  # an average of flags is not 1
         return self._ready
 
     def prepare(self, x: Tensor) -> None:
@@ -208,7 +219,7 @@ class Quantizer(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self.signed = bool(self.signed_form > 0.5)
-        self._ready = not self.needs_data
+        self._ready = not self.needs_data or bool(self.initialized > 0)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_copies": None}

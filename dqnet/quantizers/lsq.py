@@ -177,4 +177,4 @@ class LSQInput(LSQ, name="lsq", of="input"):
     """
 
     def features(self, x: Tensor) -> int:
-        return x[0].numel() if len(x) else 1
+        return math.prod(x.shape[1:])

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dqnet.backbone_interface import BackboneInterface
 from dqnet.controller import Controller, one_hot_max
 from dqnet.errors import UserError
 from dqnet.formats import Precision, as_written, common_precisions
@@ -35,8 +36,8 @@ class ScoredOutput(NamedTuple):
     scores: Tensor
 
 
-class QuantizedModel(nn.Module):
-    """What :func:`dqnet.quantize` returns.
+class QuantizedModel(BackboneInterface):
+    """What :func:`dqnet.quantize` returns; it has the backbone's public attributes, too.
 
     Attributes:
         backbone: the converted model.

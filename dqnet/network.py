@@ -17,7 +17,7 @@ from dqnet.layers.quant_layer import QuantLayer, check_one_hot
 from dqnet.layers.router import Router
 from dqnet.plan import LayerPlan, Plan
 from dqnet.recording import refuse_recording, refuse_scripting, refuse_symbols
-from dqnet.state_names import ADDED, BACKBONE_PREFIX, rename_old_names
+from dqnet.state_dicts import accept_other_state_dicts
 from dqnet.structure import REMEDY, Structure, plan_of_changed
 
 
@@ -88,7 +88,7 @@ class QuantizedModel(BackboneInterface):
             module.router, module.column = self._router, column
         if controller is not None and split_point is not None:
             backbone.get_submodule(split_point).register_forward_hook(self._after_split_point)
-        self.register_load_state_dict_pre_hook(_accept_other_state_dicts)
+        self.register_load_state_dict_pre_hook(accept_other_state_dicts)
 
     def _replicate_for_data_parallel(self) -> QuantizedModel:
         raise UserError("a converted model cannot run in nn.DataParallel; use torchrun")
@@ -241,24 +241,3 @@ def _precisions(plan: Plan) -> tuple[Precision, ...]:
     static = [layer for layer in plan.layers if layer.role == "static"]
     followers = [layer for layer in static if not layer.pinned] or static
     return common_precisions(plan.routed or followers)
-
-
-def _accept_other_state_dicts(
-    model: QuantizedModel, state_dict: dict[str, Any], prefix: str, *args: Any
-) -> None:
-    """Lets ``load_state_dict`` take older names, and the float model's own state dict.
-
-    What the float model lacks (the controller, quantizer parameters) keeps its values, except that
-    quantizers initialise themselves again from the new weights.
-    """
-    rename_old_names(state_dict)
-    own = model.state_dict(prefix=prefix)
-    theirs = [key for key in state_dict if key.startswith(prefix)]
-    if not theirs or any(key in own for key in theirs):
-        return
-    for key in theirs:
-        state_dict[prefix + BACKBONE_PREFIX + key[len(prefix) :]] = state_dict.pop(key)
-    for key, value in own.items():
-        if any(part in key for part in ADDED) or key.startswith(prefix + "controller."):
-            fresh = key.endswith("_quantizer.initialized")
-            state_dict.setdefault(key, torch.zeros_like(value) if fresh else value)

@@ -10,6 +10,8 @@ BACKBONE_PREFIX = "backbone."
 ADDED = (".weight_quantizer.", ".input_quantizer.", ".affine.")
 #: torch.compile adds it to the names of what it compiled, which may be single layers
 COMPILED = "_orig_mod."
+#: the counter that ``torch.optim.swa_utils.AveragedModel`` adds to the weights
+COUNTER = "n_averaged"
 #: of the single quantizer that a layer once had: what each name is today
 _OLD = {
     "weight_step": ("weight_quantizer.step",),

@@ -18,6 +18,7 @@ from dqnet.layers.router import Router
 from dqnet.plan import LayerPlan, Plan
 from dqnet.recording import refuse_recording, refuse_scripting, refuse_symbols
 from dqnet.state_dicts import accept_other_state_dicts
+from dqnet.state_names import BACKBONE_PREFIX as BACKBONE_PREFIX  # it is read from here, too
 from dqnet.structure import REMEDY, Structure, plan_of_changed
 
 

@@ -89,16 +89,15 @@ class Evaluation:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """Percentages, Bit-FLOPs of the mean image and their spread, images at each width."""
-        cost = self.cost
-        spread = None if cost is None else cost.std(correction=0).item()
-        total = None
-        if cost is not None:
-            total = cost.mean().item() + full_precision_cost(self.layers)
+        mean = spread = total = None
+        if self.cost is not None:
+            mean, spread = self.cost.mean().item(), self.cost.std(correction=0).item()
+            total = mean + full_precision_cost(self.layers)
         return {
             "top1": percent(self.correct),
             "top5": percent(self.in_top5),
             "loss": self.losses.mean().item(),
-            "bit_flops": None if cost is None else cost.mean().item(),
+            "bit_flops": mean,
             "bit_flops_std": spread,
             "bit_flops_total": total,
             "mean_width": (

@@ -50,15 +50,6 @@ def gathered(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _Gathered.apply(x)
 
 
-def mean_over_processes(x: Tensor) -> Tensor:
-    """The mean of every process's ``x``; not differentiable."""
-    if world_size() == 1:
-        return x
-    total = x.detach().clone()
-    dist.all_reduce(total)
-    return total / world_size()
-
-
 def largest(number: int) -> int:
     """The largest of every process's numbers."""
     if world_size() == 1:

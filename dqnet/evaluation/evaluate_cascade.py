@@ -100,7 +100,7 @@ def _measured(trained: Trained, bits: float | None) -> tuple[Evaluation, dict[st
         "checkpoint_sha256": trained.sha256,
         "quantizer": trained.config.quant.quantizer,
         "widths": list(model.widths),
-        "target_bits": trained.target_bits,
+        "target_bits": trained.objective.target_bits,
         "budget": bits,
         "budget_lambda": budget_lambda,
         **{name: evaluation.metrics[name] for name in names},

@@ -50,7 +50,12 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> E
     console = console or Console()
     check_logger(config.logger)
     trained = load_trained(config.checkpoint, config, console)
-    path, model, device, target = trained.path, trained.model, trained.device, trained.target
+    path, model, device, target = (
+        trained.path,
+        trained.model,
+        trained.device,
+        trained.objective.target,
+    )
     images, data = trained.held_out, trained.data
     check_request(model, config)
     folder = output_folder(config, path)
@@ -67,7 +72,7 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> E
     evaluation = evaluate(model, batches, device.images, device.autocast)
     epochs = trained.content["epoch"]
     results = summarize(evaluation, model, target, trained.splits.image_shape) | {
-        "target_bits": trained.target_bits,
+        "target_bits": trained.objective.target_bits,
         "checkpoint": str(path),
         "checkpoint_sha256": trained.sha256,
         # As in metrics.jsonl: the latest epoch that was done, from 0.

@@ -53,16 +53,6 @@ class Trained:
     objective: Objective
 
     @property
-    def target_bits(self) -> float | None:
-        """The run's target as a width; ``None`` for a float model."""
-        return self.objective.target_bits
-
-    @property
-    def target(self) -> float | None:
-        """The same in Bit-FLOPs."""
-        return self.objective.target
-
-    @property
     def data_root(self) -> str | None:
         """The folder of the images, absolute; ``None`` for a data set without one."""
         root = self.config.data.root

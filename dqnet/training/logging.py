@@ -57,8 +57,9 @@ class MetricsFile:
 class WandbLogger:
     """One Weights & Biases run, offline unless told otherwise.
 
-    What it is told is kept in ``wandb.jsonl`` too: when a process is killed, W&B loses what it has
-    not written or sent yet.
+    A run that was killed and continued has one unbroken history: what W&B is told is kept in
+    ``wandb.jsonl`` too, and told again where it was lost with the process, or, offline, where it is
+    in the files of an earlier start, of which an upload takes one.
 
     Args:
         config: its project, mode and group.

@@ -49,10 +49,6 @@ class Objective:
             self.target_bits = float(default_target_bits(self.model) if bits is None else bits)
             self.target = check_target(self.model, self.target_bits)
 
-    def __call__(self, output: ScoredOutput, labels: Tensor) -> Tensor:
-        """The loss of a batch, a scalar; its arguments are those of :meth:`terms`."""
-        return self.total(self.terms(output, labels))
-
     def terms(
         self, output: ScoredOutput, labels: Tensor, teacher_logits: Tensor | None = None
     ) -> dict[str, Tensor]:

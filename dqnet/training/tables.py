@@ -52,13 +52,13 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
 
 def print_line(console: Console, line: str) -> None:
     """A line as it is, however long: its brackets are no style, and it is not broken."""
-    console.print(line, markup=False, soft_wrap=True)
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_left_out(console: Console, left_out: Mapping[str, str]) -> None:
     """How many files were left out of the data for each reason, and the first of them."""
     for line in lines_of_left_out(left_out):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(console, line)
 
 
 def _width_table(counts: dict[str, dict[str, int]]) -> Table:

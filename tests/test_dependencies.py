@@ -13,11 +13,11 @@ ROOT = Path(__file__).resolve().parents[1]
 #: DESIGN's order, with what DESIGN does not name: ``measurement``, the pass over labelled images
 #: that the loop makes after every epoch and that an evaluation builds on, is below both.
 ORDER = [
-    "errors units circumstances overrides standard_output config processes",
+    "errors units circumstances overrides standard_output config processes recording",
     "formats",
     "quantizers",
     "layers",
-    "trace plan rules split state_names controller",
+    "trace plan rules split state_names state_dicts structure backbone_interface controller",
     "network",
     "convert calibration",
     "costs",

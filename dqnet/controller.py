@@ -160,7 +160,8 @@ def check_controller(config: ControllerConfig) -> None:
     """Raises UserError for another type, or a setting outside its range."""
     if not isinstance(config, ControllerConfig):
         raise UserError(
-            f"controller {config!r} is no dqnet.ControllerConfig, e.g. ControllerConfig(hidden=32)"
+            f"controller {config!r} is not a dqnet.ControllerConfig, "
+            "e.g. ControllerConfig(hidden=32)"
         )
     for key, valid in (("kind", KINDS), ("pool", POOLS), ("activation", ACTIVATIONS)):
         if getattr(config, key) not in valid:

@@ -194,7 +194,7 @@ def _quantized(
 
 
 def _check_model(model: nn.Module, sample_input: Tensor) -> None:
-    """Raises UserError for what is no float model, or no batch of images."""
+    """Raises UserError for what is not a float model, or not a batch of images."""
     if not isinstance(model, nn.Module):
         raise UserError(f"the model is a {type(model).__name__}; it must be an nn.Module")
     if any(isinstance(module, QuantLayer) for module in model.modules()):

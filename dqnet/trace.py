@@ -68,7 +68,7 @@ class Trace:
         finished: when each module first returned, on the same clock as ``LayerTrace.order``.
         shapes: output shape of each module that returned a tensor.
         products: what multiplies activations, as attention does, by module name.
-        uncounted: modules that ran and have a weight of two axes or more, but are no layers: what
+        uncounted: modules that ran and have a weight of two axes or more, but are not layers: what
             they compute is not known.
         overwritten: whether the watched module's output was changed in place afterwards.
     """

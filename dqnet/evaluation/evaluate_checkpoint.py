@@ -10,7 +10,7 @@ from rich.console import Console
 
 from dqnet.config import EvalConfig
 from dqnet.evaluation.curve import curve_lambdas, remove_other_curve, write_curve
-from dqnet.evaluation.evaluate_dynamic import alternatives, calibrate, check_request, set_budget
+from dqnet.evaluation.evaluate_dynamic import calibrate, check_request, other_routings, set_budget
 from dqnet.evaluation.samples import write_samples
 from dqnet.evaluation.thumbnails import Thumbnails, samples_of
 from dqnet.evaluation.trained import Trained, load_trained, output_folder
@@ -89,7 +89,7 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> E
         lambdas = []
         if config.curve:
             lambdas = curve_lambdas(calibration, target, budget["budget_lambda"])
-        points, results["controls"] = alternatives(
+        points, results["controls"] = other_routings(
             model, evaluation, images, device, lambdas, config.controls, console
         )
     if remove_other_curve(folder, results):

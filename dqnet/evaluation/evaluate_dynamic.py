@@ -63,7 +63,7 @@ def set_budget(model: QuantizedModel, calibration: Calibration, bits: float) -> 
     }
 
 
-def alternatives(
+def other_routings(
     model: QuantizedModel,
     own: Evaluation,
     images: Loader,

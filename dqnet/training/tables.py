@@ -51,7 +51,7 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
 
 
 def print_line(console: Console, line: str) -> None:
-    """A line as it is, however long: its brackets are no style, and it is not broken."""
+    """A line as it is, however long: brackets in it are not markup, and it is not wrapped."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -635,8 +635,8 @@ def test_a_sample_that_the_model_does_not_take_is_refused(sample, message):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ({"controller": {"hidden": 3}}, "is no dqnet.ControllerConfig"),
-        ({"controller": "separate"}, "'separate' is no dqnet.ControllerConfig"),
+        ({"controller": {"hidden": 3}}, "is not a dqnet.ControllerConfig"),
+        ({"controller": "separate"}, "'separate' is not a dqnet.ControllerConfig"),
         ({"controller": ControllerConfig(hidden=2.5)}, "hidden 2.5 must be at least 1, an integer"),
         ({"quantizer": QuantConv2d}, "is neither a name .*dorefa.* nor a subclass of Quantizer"),
         ({"quantizer": None}, "quantizer None is neither a name"),

@@ -23,15 +23,17 @@ def spend(model: QuantizedModel, budget_lambda: float) -> None:
 
     ``budget_lambda`` is λ, the price of the mean candidate of the network.
     """
-    model.prices = None
-    if budget_lambda:
-        model.prices = budget_lambda * relative_costs(model).nan_to_num(posinf=0)
+    model.prices = _prices(model, budget_lambda) if budget_lambda else None
 
 
 def chosen_at(model: QuantizedModel, scores: Tensor, budget_lambda: float) -> Tensor:
     """Index of the width of each layer at λ: int64 ``[N, L]`` from scores ``[N, L, K]``."""
-    prices = budget_lambda * relative_costs(model).nan_to_num(posinf=0)
-    return (scores.double() - prices.to(scores.device)).argmax(-1)
+    return (scores.double() - _prices(model, budget_lambda).to(scores.device)).argmax(-1)
+
+
+def _prices(model: QuantizedModel, budget_lambda: float) -> Tensor:
+    """λ · relative cost: float64 ``[L, K]``, 0 where a layer lacks a candidate."""
+    return budget_lambda * relative_costs(model).nan_to_num(posinf=0)
 
 
 def cost_of(model: QuantizedModel, chosen: Tensor) -> Tensor:

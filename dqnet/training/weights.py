@@ -16,16 +16,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dqnet.errors import UserError
-from dqnet.state_names import BACKBONE_PREFIX, added_by_conversion, rename_old_names
+from dqnet.state_names import (
+    BACKBONE_PREFIX,
+    COMPILED,
+    COUNTER,
+    added_by_conversion,
+    rename_old_names,
+)
 
 #: where training programs keep a moving average of the weights (this one, timm, torchvision), ...
 AVERAGES = ("ema", "state_dict_ema", "model_ema")
 #: ... and where they keep the weights themselves; an average is preferred, as by timm's loader
 WEIGHTS = ("state_dict", "model", "model_state_dict", "net", "module")
-#: torch.compile adds it to the names of what it compiled, which may be single layers
-COMPILED = "_orig_mod."
-#: the counter that ``torch.optim.swa_utils.AveragedModel`` adds to the weights
-COUNTER = "n_averaged"
 
 
 def read_checkpoint(path: str | Path, skip_objects: bool = False) -> dict[str, Any]:

@@ -44,16 +44,14 @@ def cost(
         UserError: for a routing of another shape, or an unknown cost model.
     """
     plan = model.plan  # once: it is checked against the modules
-    table = _table(plan.routed, model.precisions, find_cost(by))
+    table = _finite_table(plan.routed, model.precisions, find_cost(by), routing.device)
     if routing.dim() != 3 or routing.shape[1:] != table.shape:
         shape = f"[N, {table.shape[0]}, {table.shape[1]}]"
         raise UserError(f"the routing has shape {list(routing.shape)}, it must be {shape}")
     constant = static_cost(plan.layers, by)
     if full_precision:
         constant += full_precision_cost(plan.layers, by)
-    # What a layer cannot run at is not chosen, and infinity times zero is not zero.
-    finite = table.to(routing.device).nan_to_num(posinf=0)
-    return (routing.double() * finite).sum((1, 2)) + constant
+    return (routing.double() * table).sum((1, 2)) + constant
 
 
 def bit_flops(model: QuantizedModel, routing: Tensor, full_precision: bool = False) -> Tensor:
@@ -74,7 +72,25 @@ def _table(
         [by.layer(layer, own) if own in layer.precisions else torch.inf for own in precisions]
         for layer in layers
     ]
-    return torch.tensor(rows, dtype=torch.float64).reshape(-1, len(precisions))
+    # It is kept, so it must not depend on where it happens to be made first.
+    with torch.inference_mode(False):
+        table = torch.tensor(rows, dtype=torch.float64, device="cpu")
+    return table.reshape(-1, len(precisions))
+
+
+@lru_cache(maxsize=64)
+def _finite_table(
+    layers: tuple[LayerPlan, ...],
+    precisions: tuple[Precision, ...],
+    by: CostModel,
+    device: torch.device,
+) -> Tensor:
+    """The table on a device, copied there once, with 0 for infinity.
+
+    What a layer cannot run at is not chosen, and infinity times zero is not zero.
+    """
+    with torch.inference_mode(False):
+        return _table(layers, precisions, by).nan_to_num(posinf=0).to(device)
 
 
 def relative_costs(model: QuantizedModel, by: str | CostModel = BIT_FLOPS) -> Tensor:

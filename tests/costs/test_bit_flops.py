@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import dqnet
+from dqnet.costs import cost_table
 from dqnet.costs.controller import controller_cost
 from dqnet.costs.network import check_target, following_macs, reachable_bits
 from dqnet.costs.width import mean_width
@@ -250,3 +251,13 @@ def test_the_shared_controller_adds_less_than_one_percent(name, size):
     )
     assert 0 < cost.params_ratio < 0.01
     assert 0 < cost.macs_ratio < 0.01
+
+
+def test_a_cost_that_was_first_asked_for_in_inference_mode_can_be_trained_with():
+    model = resnet20(widths=(2, 5, 7))  # widths of no other test: its table is not kept yet
+    shape = 2, len(model.routed_layers), 3
+    with torch.inference_mode():
+        dqnet.bit_flops(model, torch.full(shape, 1 / 3))
+    routing = torch.full(shape, 1 / 3, requires_grad=True)
+    dqnet.bit_flops(model, routing).sum().backward()
+    assert torch.equal(routing.grad[0].double(), cost_table(model).float().double())

@@ -30,20 +30,31 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
         How many images were seen in this process.
 
     Raises:
-        UserError: if the model has no quantized layer, or no batch is given.
+        UserError: if the model has no quantized layer, a weight is not finite, no batch is given,
+            or all images are of one colour each.
     """
-    layers = [module for module in model.modules() if isinstance(module, QuantLayer)]
+    named = {n: module for n, module in model.named_modules() if isinstance(module, QuantLayer)}
+    layers = list(named.values())
     if not layers:
         raise UserError("there is nothing to calibrate: the model has no quantized layer")
-    images = 0
+    for name, layer in named.items():
+        if not layer.weight.isfinite().all():
+            raise UserError(f"the weight of layer {name!r} has NaN or infinite values")
+    images, structured = 0, False
     with torch.no_grad(), _observing(model, layers):
         for layer in layers:
             layer.weight_quantizer.observe(layer.weight)
         for batch in batches:
             images += len(batch)
+            structured |= bool((batch.amax((2, 3)) != batch.amin((2, 3))).any())
             model(batch)
     if not images:
         raise UserError("calibration needs at least one batch of images")
+    if not structured:
+        raise UserError(
+            f"calibration saw {images} images of one colour each, which say nothing about ranges; "
+            "give training images"
+        )
     for layer in layers:
         layer.weight_quantizer.complete()
         layer.input_quantizer.complete()

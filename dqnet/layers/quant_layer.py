@@ -95,6 +95,8 @@ class QuantLayer(nn.Module):
     def train(self, mode: bool = True) -> QuantLayer:
         """As of any module; quantized weights that evaluation has kept are dropped."""
         self._weights.clear()
+        if self.training and not mode and self.weight_quantizer.ready:
+            self.weight_quantizer.follow(self.weight)  # the optimizer's last step
         return super().train(mode)
 
     def observe(self, x: Tensor) -> None:
@@ -102,11 +104,14 @@ class QuantLayer(nn.Module):
         self.input_quantizer.observe(gathered(x.detach()))
 
     def prepare(self, x: Tensor) -> None:
-        """Lets quantizers that need data set themselves from this first batch."""
+        """Lets quantizers that need data set themselves from this batch, or follow it."""
         self.weight_quantizer.prepare(self.weight)
         if not self.input_quantizer.ready:
             # The whole batch of all processes, whatever precisions its images chose.
             self.input_quantizer.prepare(gathered(x.detach()))
+        if self.training:
+            self.weight_quantizer.follow(self.weight)
+            self.input_quantizer.follow(x)
 
     def quantized_weights(self) -> tuple[Tensor, ...]:
         """The weight at each of the K precisions, differentiable."""

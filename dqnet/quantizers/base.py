@@ -114,6 +114,12 @@ class Quantizer(nn.Module):
     def finish(self) -> None:
         """Sets parameters from what was observed, and forgets it."""
 
+    def follow(self, x: Tensor) -> None:
+        """In training, sees the weight, or the batch of inputs, before every forward pass.
+
+        A quantizer whose ranges follow what is trained overrides this.
+        """
+
     @property
     def needs_data(self) -> bool:
         """Whether something has to be observed before the first forward pass."""

@@ -38,7 +38,9 @@ class ModelConfig:
 
     name: str = MISSING
     pretrained: bool = MISSING
-    checkpoint_path: str | None = MISSING
+    checkpoint_path: str | None = MISSING  # a file, or package:NAME/PATH in an installed package
+    # How its tensors are recognised: name or order. Older checkpoints lack it.
+    checkpoint_by: str = "name"
     args: dict[str, Any] = field(default_factory=dict)  # further arguments of timm.create_model
 
 

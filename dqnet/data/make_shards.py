@@ -14,7 +14,7 @@ import io
 import json
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,26 @@ def make_shards(
     Raises:
         UserError: a folder is not what it should be, or a file cannot be read or written.
     """
-    if not shard_size > 0:
-        raise UserError(f"--shard-size {shard_size:g} must be above 0")
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise UserError(f"{destination} is not an empty folder; name another, or remove it")
+    _check(destination, shard_size)  # before anything is read
     class_names, *parts, left_out = scan(source, skip_damaged)
-    info: dict[str, Any] = {"class_names": class_names, "splits": {}}
+    info = write_shards(class_names, parts, destination, shard_size)
+    for line in lines_of_left_out(left_out):
+        tell(line)
+    return info
+
+
+def write_shards(
+    class_names: Sequence[str],
+    parts: Sequence[ImageFiles],
+    destination: Path,
+    shard_size: float = 256,
+) -> dict[str, Any]:
+    """Writes the shards of a training and a test part, which need not have every class.
+
+    Arguments, result and errors are those of :func:`make_shards`.
+    """
+    _check(destination, shard_size)
+    info: dict[str, Any] = {"class_names": tuple(class_names), "splits": {}}
     try:
         destination.mkdir(parents=True, exist_ok=True)
         for name, files in zip(PARTS, parts, strict=True):
@@ -71,9 +85,14 @@ def make_shards(
         (destination / INFO).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{error.filename or destination}: {error.strerror}") from error
-    for line in lines_of_left_out(left_out):
-        tell(line)
     return info
+
+
+def _check(destination: Path, shard_size: float) -> None:
+    if not shard_size > 0:
+        raise UserError(f"--shard-size {shard_size:g} must be above 0")
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise UserError(f"{destination} is not an empty folder; name another, or remove it")
 
 
 def _write(

@@ -39,7 +39,7 @@ def build_model(
         )
     float_model = create_float_model(model, num_classes, image_shape[0], load_weights)
     if load_weights and model.checkpoint_path is not None:
-        load_float_weights(float_model, model.checkpoint_path)
+        load_float_weights(float_model, model.checkpoint_path, model.checkpoint_by)
     check_images_fit(float_model, model.name, image_shape)
     if quant.quantizer is None:
         return float_model

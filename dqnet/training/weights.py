@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dqnet.errors import UserError
+from dqnet.errors import UserError, unknown_name
 from dqnet.state_names import (
     BACKBONE_PREFIX,
     COMPILED,
@@ -23,11 +23,15 @@ from dqnet.state_names import (
     added_by_conversion,
     rename_old_names,
 )
+from dqnet.training.weight_files import file_of
+from dqnet.training.weight_order import difference, renamed_by_order
 
 #: where training programs keep a moving average of the weights (this one, timm, torchvision), ...
 AVERAGES = ("ema", "state_dict_ema", "model_ema")
 #: ... and where they keep the weights themselves; an average is preferred, as by timm's loader
 WEIGHTS = ("state_dict", "model", "model_state_dict", "net", "module")
+#: how a tensor of a checkpoint is recognised
+RECOGNISED_BY = ("name", "order")
 
 
 def read_checkpoint(path: str | Path, skip_objects: bool = False) -> dict[str, Any]:
@@ -138,17 +142,29 @@ def _readings(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         state = {key.partition(".")[2]: value for key, value in state.items()}
 
 
-def load_float_weights(model: nn.Module, path: str | Path) -> None:
+def load_float_weights(model: nn.Module, path: str | Path, by: str = "name") -> None:
     """Loads a checkpoint's float weights into a float model, every one of them.
+
+    Args:
+        model: the float model.
+        path: the file, or one inside an installed package: ``package:NAME/PATH``.
+        by: what a tensor is known by: its ``"name"``, or its place in the ``"order"``, for another
+            implementation of the same network (see :mod:`dqnet.training.weight_order`).
 
     Raises:
         UserError: if the file is missing or damaged, or holds another model's weights, or some
             that are not finite.
     """
+    if by not in RECOGNISED_BY:
+        raise unknown_name("model.checkpoint_by", by, RECOGNISED_BY)
+    path = file_of(path)
     content = read_checkpoint(path, skip_objects=True)
-    state = float_state_dict(content, model.state_dict().keys())
+    own = model.state_dict()
+    state = float_state_dict(content, own.keys())
     if not state and any(isinstance(value, _StandIn) for value in content.values()):
         raise _holds_objects(path)  # such as the model itself, pickled
+    if by == "order":
+        state = renamed_by_order(state, own, path)
     _check_fits(model, state, path)
     model.load_state_dict(state, strict=False)
 
@@ -178,9 +194,13 @@ def _check_fits(model: nn.Module, state: dict[str, Tensor], path: str | Path) ->
         parts = [f"lacks {missing[0]!r}"] if missing else []
         parts += [f"has {extra[0]!r}"] if extra else []
         count = len(missing) + len(extra)
+        hint = ""
+        if missing and difference(state, own) is None:
+            hint = "; its tensors have the model's shapes in the same order: if it is another "
+            hint += "implementation of the same network, load it with model.checkpoint_by=order"
         raise UserError(
             f"{path} is a checkpoint of another model: it {' and '.join(parts)}"
-            f"{f' ({count} such names)' if count > 2 else ''}"
+            f"{f' ({count} such names)' if count > 2 else ''}{hint}"
         )
     if shapes:
         name, theirs, ours = shapes[0], list(state[shapes[0]].shape), list(own[shapes[0]].shape)

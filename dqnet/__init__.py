@@ -6,6 +6,7 @@ from dqnet.config import ControllerConfig
 from dqnet.convert import quantize
 from dqnet.costs import bit_flops, cost, static_bit_flops
 from dqnet.errors import UserError
+from dqnet.fold import fold_batch_norms
 from dqnet.formats import Format, Precision
 from dqnet.network import Output, QuantizedModel
 from dqnet.plan import Plan
@@ -21,6 +22,7 @@ __all__ = [
     "bit_flops",
     "calibrate",
     "cost",
+    "fold_batch_norms",
     "layers",
     "models",
     "quantize",

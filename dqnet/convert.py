@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from dqnet.config import ControllerConfig
 from dqnet.controller import Controller, check_controller
+from dqnet.dataflow import PLAIN_LAYERS
 from dqnet.errors import UserError, unknown_name
 from dqnet.formats import Precision, common_precisions
 from dqnet.layers import QuantConv2d, QuantLayer, QuantLinear
 from dqnet.layers.quant_layer import Quantization
+from dqnet.module_swap import swap_modules
 from dqnet.network import QuantizedModel
 from dqnet.plan import Plan
 from dqnet.quantizers import Method, Options, find_quantizers
@@ -22,8 +23,6 @@ from dqnet.split import split_point
 from dqnet.trace import Trace, trace_model, warn_uncounted
 
 CHOICE_GRADIENTS = ("exact", "sampled")
-#: layers whose forward pass is what their base class computes
-CONVERTIBLE = (nn.Conv2d, Conv2dSame, nn.Linear)
 
 
 def quantize(
@@ -98,7 +97,7 @@ def quantize(
         candidates = common_precisions(plan.routed)
         head = Controller(tuple(shape[1:]), len(plan.routed), len(candidates), controller)
         head.to(sample_input.device)
-    _swap(model, swaps)  # last, so that a refused conversion leaves the model as it was
+    swap_modules(model, swaps)  # last, so that a refused conversion leaves the model as it was
     converted = QuantizedModel(
         model, head, source, plan, sample_input.shape[1:], choice_gradient, trace.overwritten
     )
@@ -160,7 +159,7 @@ def _check_convertible(model: nn.Module, trace: Trace, plan: Plan, split: str | 
         name = layer.name
         module = model.get_submodule(name) if name in trace.layers else None
         remedy = f"full_precision={[*kept, name]}"
-        if not isinstance(module, QUANTIZABLE) or type(module) not in CONVERTIBLE:
+        if not isinstance(module, QUANTIZABLE) or type(module) not in PLAIN_LAYERS:
             kind = "product of activations" if module is None else type(module).__name__
             raise UserError(
                 f"layer {name!r} is a {kind}, which has no quantized form; "
@@ -214,13 +213,3 @@ def _check_model(model: nn.Module, sample_input: Tensor) -> None:
             f"sample_input must be images [N, C, H, W] of floating point, not {sample_input.dtype} "
             f"{list(sample_input.shape)}"
         )
-
-
-def _swap(model: nn.Module, swaps: dict[nn.Module, nn.Module]) -> None:
-    """Replaces modules under every name that they have, also in a module's own lists."""
-    for parent in list(model.modules()):
-        for held in vars(parent).values():  # the children are in one of them
-            if isinstance(held, (list, dict)):
-                for key, child in enumerate(held) if isinstance(held, list) else [*held.items()]:
-                    if isinstance(child, nn.Module) and child in swaps:
-                        held[key] = swaps[child]

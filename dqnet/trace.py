@@ -145,7 +145,7 @@ def trace_model(
         # Fused attention does not show its products; the plain form does.
         with (
             torch.no_grad(),
-            _evaluating(model),
+            evaluating(model),
             _noisy_norms(model, generator) if signs else nullcontext(),
             sdpa_kernel(SDPBackend.MATH),
             products,
@@ -223,7 +223,8 @@ def _multiplies(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts a model and its modules into evaluation for as long as it is open."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -17,9 +17,10 @@ ORDER = [
     "formats",
     "quantizers",
     "layers",
-    "trace plan rules split state_names state_dicts structure backbone_interface controller",
+    "trace dataflow norm_pairs module_swap plan rules split state_names state_dicts structure "
+    "backbone_interface controller",
     "network",
-    "convert calibration",
+    "convert fold calibration",
     "costs",
     "losses",
     "models data",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -12,9 +11,10 @@ from dqnet.errors import UserError
 from dqnet.state_names import (
     BACKBONE_PREFIX,
     COMPILED,
-    COUNTER,
     added_by_conversion,
+    is_counter,
     rename_old_names,
+    without_prefixes,
 )
 
 
@@ -31,16 +31,23 @@ def accept_other_state_dicts(
     """
     rename_old_names(state_dict)
     current = model.state_dict(prefix=prefix)
-    own = {_plain(key, prefix): key for key in current}
-    theirs = {key: _plain(key, prefix) for key in state_dict if key.startswith(prefix)}
+    own = {key.removeprefix(prefix).replace(COMPILED, ""): key for key in current}
+    known = {*own, *(name.removeprefix(BACKBONE_PREFIX) for name in own)}
+    theirs = [key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)]
     if not theirs:
         return
-    theirs = _without_prefixes(theirs, own)
-    is_float = not any(name in own for name in theirs.values())
-    for key, name in theirs.items():
+    readings = without_prefixes(theirs)
+    names = next((names for names in readings if known & {*names.values()}), None)
+    if names is None:
+        raise UserError(
+            f"the state dict is not this model's: it has {theirs[0]!r}, the model {min(own)!r} and "
+            "others; give the weights alone, of the same network"
+        )
+    is_float = not own.keys() & {*names.values()}
+    for key, name in names.items():
         name = BACKBONE_PREFIX + name if is_float else name
-        value = state_dict.pop(key)
-        if not _is_counter(key) or name in own:
+        value = state_dict.pop(prefix + key)
+        if not is_counter(key) or name in own:
             state_dict[own.get(name, prefix + name)] = value
     if not is_float:
         return
@@ -48,34 +55,3 @@ def accept_other_state_dicts(
         if added_by_conversion(key) or key.startswith(prefix + "controller."):
             fresh = key.endswith("_quantizer.initialized")
             state_dict.setdefault(key, torch.zeros_like(value) if fresh else value)
-
-
-def _plain(key: str, prefix: str) -> str:
-    return key.removeprefix(prefix).replace(COMPILED, "")
-
-
-def _is_counter(name: str) -> bool:
-    return name.rpartition(".")[2] == COUNTER
-
-
-def _without_prefixes(theirs: dict[str, str], own: Collection[str]) -> dict[str, str]:
-    """Drops what all names begin with, part by part, until some are the model's.
-
-    Args:
-        theirs: from the keys of a state dict to names.
-        own: names in the converted model; those without ``backbone.`` are the float model's.
-
-    Raises:
-        UserError: if none ever is.
-    """
-    known = {*own, *(name.removeprefix(BACKBONE_PREFIX) for name in own)}
-    names = dict(theirs)
-    while not any(name in known for name in names.values()):
-        firsts = {name.partition(".")[0] for name in names.values() if not _is_counter(name)}
-        if len(firsts) != 1 or firsts & set(names.values()):
-            raise UserError(
-                f"the state dict is not this model's: it has {next(iter(theirs))!r}, the model "
-                f"{min(own)!r} and others; give the weights alone, of the same network"
-            )
-        names = {key: name.partition(".")[2] or name for key, name in names.items()}
-    return names

@@ -1,7 +1,8 @@
-"""Names in a converted network's state dict, and what older versions called them."""
+"""Names in a converted network's state dict, and what wrappers and older versions called them."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from typing import Any
 
 #: a converted backbone's names begin with it
@@ -36,3 +37,26 @@ def rename_old_names(state: dict[str, Any]) -> None:
             state[f"{layer}.{new}"] = value
         if name == "signed_form":  # a weight is always signed
             state[f"{layer}.weight_quantizer.signed_form"] = value.new_ones(())
+
+
+def is_counter(name: str) -> bool:
+    """Whether a name is that of :data:`COUNTER`."""
+    return name.rpartition(".")[2] == COUNTER
+
+
+def without_prefixes(names: Collection[str]) -> Iterator[dict[str, str]]:
+    """What names are without what wrappers have put before them; at first only compilation's.
+
+    Prefixes that all names share are dropped one after the other, such as ``module.``
+    (DistributedDataParallel, AveragedModel), ``model.`` or ``net.`` (Lightning).
+
+    Yields:
+        From each name to what is left of it.
+    """
+    left = {name: name.replace(COMPILED, "") for name in names}
+    while True:
+        yield left
+        own = [name for name in left.values() if not is_counter(name)]
+        if len({name.partition(".")[0] for name in own}) != 1 or not all("." in n for n in own):
+            return
+        left = {key: name.partition(".")[2] or name for key, name in left.items()}

@@ -4,8 +4,7 @@ A data set is a function ``load(config) -> Splits`` in a file of its own here, a
 ``conf/data`` that names it.
 """
 
-from dqnet.data.batching import loaders
-from dqnet.data.load import load_data
+from dqnet.data.load import load_data, loaders
 from dqnet.data.loader import Loader, Loaders
 from dqnet.data.splits import ImageArray, ImageFiles, Part, Splits
 

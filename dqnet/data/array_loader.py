@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from dqnet.data.augment import crop, flip
 from dqnet.data.loader import Loader
 from dqnet.data.order import BatchOrder
 from dqnet.data.splits import ImageArray
@@ -21,8 +22,7 @@ class ArrayLoader(Loader):
     Args:
         array: the images.
         order: which of them, in which batches.
-        mean: per channel, of pixels in [0, 1].
-        std: standard deviation, per channel.
+        mean, std: per channel, of pixels in [0, 1].
         crop_padding: rows and columns of zeros on every side before a random crop; 0: no crop.
         flip: mirror images left and right with probability 1/2.
     """
@@ -38,14 +38,12 @@ class ArrayLoader(Loader):
         flip: bool = False,
     ) -> None:
         super().__init__(order)
-        self.array = array
-        self.crop_padding = crop_padding
-        self.flip = flip
+        self.array, self.crop_padding, self.flip = array, crop_padding, flip
         device = array.images.device
         self.mean = torch.tensor(mean, device=device).view(-1, 1, 1)
         self.std = torch.tensor(std, device=device).view(-1, 1, 1)
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         images, labels = self.array.images, self.array.labels
         augment = self._augmentation() if self.order.seed is not None else None
         for share in self.order.batches():
@@ -59,15 +57,36 @@ class ArrayLoader(Loader):
                     pixels = flip(pixels, flipped.bool())
             yield pixels.float().div_(255).sub_(self.mean).div_(self.std), labels[index]
 
-    def _augmentation(self) -> torch.Tensor:
+    def _augmentation(self) -> Tensor:
         """Row, column and flip of every image in this epoch: int64 ``[N, 3]``.
 
         One draw per image of the set, not per image of the batch: an image's crop is then the
         same in whichever process it lands.
         """
         generator = self.order.generator(stream=1)
-        offsets = torch.randint(
-            2 * self.crop_padding + 1, (len(self.array), 2), generator=generator
-        )
-        flipped = torch.randint(2, (len(self.array), 1), generator=generator)
-        return torch.cat([offsets, flipped], dim=1)
+        places, count = 2 * self.crop_padding + 1, len(self.array)
+        offsets = torch.randint(places, (count, 2), generator=generator)
+        return torch.cat([offsets, torch.randint(2, (count, 1), generator=generator)], dim=1)
+
+
+def crop(images: Tensor, tops: Tensor, lefts: Tensor, padding: int) -> Tensor:
+    """A window of each zero-padded image, as torchvision's ``RandomCrop(size, padding)`` takes it.
+
+    Args:
+        images: ``[N, C, H, W]``, any dtype.
+        tops, lefts: int64 ``[N]`` in ``[0, 2 * padding]``, the first row and column of each window.
+        padding: rows and columns of zeros on every side.
+
+    Returns:
+        ``[N, C, H, W]`` of the dtype of ``images``.
+    """
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (padding,) * 4)
+    # A view with every possible window of every image: the indexing copies only the chosen ones.
+    windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+    return windows[torch.arange(len(images), device=images.device), :, tops, lefts]
+
+
+def flip(images: Tensor, flipped: Tensor) -> Tensor:
+    """Mirror left and right the images ``[N, C, H, W]`` for which ``flipped`` (bool ``[N]``)."""
+    return torch.where(flipped[:, None, None, None], images.flip(3), images)

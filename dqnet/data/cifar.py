@@ -32,34 +32,26 @@ def load100(config: DataConfig) -> Splits:
 
 
 def _load(dataset: type[CIFAR10], config: DataConfig) -> Splits:
+    name = dataset.__name__
     if config.size != 32:
-        raise UserError(f"{dataset.__name__} images are 32 x 32; data.size is {config.size}")
+        raise UserError(f"{name} images are 32 x 32; data.size is {config.size}")
     if config.root is None:
-        raise UserError(f"give the folder of {dataset.__name__} with data.root=PATH")
+        raise UserError(f"give the folder of {name} with data.root=PATH")
     root = Path(config.root).expanduser()
-    train = _part(dataset, root, train=True, download=config.download)
-    test = _part(dataset, root, train=False, download=False)
-    return Splits(
-        train=_array(train),
-        test=_array(test),
-        num_classes=len(train.classes),
-        class_names=tuple(train.classes),
-        image_shape=(3, 32, 32),
-    )
-
-
-def _part(dataset: type[CIFAR10], root: Path, *, train: bool, download: bool) -> CIFAR10:
     try:
-        return dataset(root, train=train, download=download)
+        train = dataset(root, train=True, download=config.download)
+        test = dataset(root, train=False)
     except (RuntimeError, OSError) as error:
-        if download:
-            raise UserError(f"cannot download {dataset.__name__} into {root}: {error}") from error
+        if config.download:
+            raise UserError(f"cannot download {name} into {root}: {error}") from error
         raise UserError(
-            f"{dataset.__name__} ({root / dataset.base_folder}) is missing or damaged; "
+            f"{name} ({root / dataset.base_folder}) is missing or damaged; "
             "data.download=true gets it"
         ) from error
-
-
-def _array(part: CIFAR10) -> ImageArray:
-    pixels = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
-    return ImageArray(pixels, torch.tensor(part.targets))
+    arrays = [
+        ImageArray(
+            torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets)
+        )
+        for part in (train, test)
+    ]
+    return Splits(*arrays, len(train.classes), tuple(train.classes), (3, 32, 32))

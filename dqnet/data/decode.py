@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 
 from dqnet.errors import UserError
+
+T = TypeVar("T")
 
 CHUNK = 256  # files per task: one task per file would cost as much as decoding a small image
 
@@ -91,28 +93,18 @@ def find_damaged(paths: Sequence[str]) -> list[int]:
     Raises:
         UserError: a file cannot be read for another reason.
     """
-    damaged: list[int] = []
 
-    def read(index: int) -> None:
+    def is_damaged(index: int) -> bool:
         try:
             read_image(paths[index])
         except DamagedImageError:
-            damaged.append(index)
+            return True
+        return False
 
-    _in_threads(read, len(paths))
-    return sorted(damaged)
+    return [i for i, damaged in enumerate(_in_threads(is_damaged, len(paths))) if damaged]
 
 
-def _in_threads(task: Callable[[int], None], count: int) -> None:
-    """Calls ``task(0)`` … ``task(count - 1)``; the first error ends it."""
-
-    def chunk(start: int) -> None:
-        for index in range(start, min(start + CHUNK, count)):
-            task(index)
-
-    executor = ThreadPoolExecutor()
-    try:
-        list(executor.map(chunk, range(0, count, CHUNK)))
-    finally:
-        # After an error, files that no task has begun with are of no interest.
-        executor.shutdown(cancel_futures=True)
+def _in_threads(task: Callable[[int], T], count: int) -> list[T]:
+    """``task(0)`` … ``task(count - 1)``; the first error ends it."""
+    with ThreadPool() as pool:
+        return list(pool.imap(task, range(count), CHUNK))

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
 from dqnet.config import DataConfig
-from dqnet.data.splits import ImageArray, Splits
-from dqnet.data.stratify import stratified_split
+from dqnet.data.splits import ImageArray, Splits, stratified_split
 from dqnet.errors import UserError
 
 MAX_SIZE = 256

@@ -9,14 +9,13 @@ from contextlib import contextmanager
 import torch
 from PIL import Image
 from timm.data import create_transform
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dqnet.data.loader import Loader
 from dqnet.data.order import BatchOrder, mixed_seed
 from dqnet.data.splits import ImageFiles, ImageShards
 from dqnet.errors import UserError
-
-Key = tuple[list[int], int]  # image indices and epoch
 
 
 class FileLoader(Loader):
@@ -29,8 +28,7 @@ class FileLoader(Loader):
         files: the images.
         order: which of them, in which batches.
         size: side of the square images for the network, in pixels.
-        mean: per channel, of pixels in [0, 1].
-        std: standard deviation, per channel.
+        mean, std: per channel, of pixels in [0, 1].
         flip: mirror training images left and right with probability 1/2.
         workers: processes; 0: decode in this one.
         device: where the batches go; ``None``: they stay on the CPU.
@@ -59,8 +57,8 @@ class FileLoader(Loader):
         )
         self.batches = DataLoader(
             _TransformedBatches(files, transform, order.seed),
-            sampler=_Keys(order),
-            batch_size=None,  # the sampler yields whole batches
+            sampler=order,
+            batch_size=None,  # the order yields whole batches
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=self.device.type == "cuda",
@@ -68,32 +66,16 @@ class FileLoader(Loader):
             generator=torch.Generator(),
         )
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.batches:
             if isinstance(batch, str):
                 raise UserError(batch)
-            images, labels = batch
-            yield (
-                images.to(self.device, non_blocking=True),
-                labels.to(self.device, non_blocking=True),
-            )
-
-
-class _Keys:
-    """What the worker processes are asked for: it carries the epoch, which they cannot know."""
-
-    def __init__(self, order: BatchOrder) -> None:
-        self.order = order
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __iter__(self) -> Iterator[Key]:
-        return ((share.tolist(), self.order.epoch) for share in self.order.batches())
+            images, labels = (part.to(self.device, non_blocking=True) for part in batch)
+            yield images, labels
 
 
 class _TransformedBatches(Dataset):
-    """Maps a key to a batch, or to the message of the error that a file caused.
+    """Maps image indices and epoch to a batch, or to the message of the error that a file caused.
 
     The message is a value because the DataLoader turns a raised error into a page of traceback.
     """
@@ -101,14 +83,12 @@ class _TransformedBatches(Dataset):
     def __init__(
         self,
         files: ImageFiles | ImageShards,
-        transform: Callable[[Image.Image], torch.Tensor],
+        transform: Callable[[Image.Image], Tensor],
         seed: int | None,
     ) -> None:
-        self.files = files
-        self.transform = transform
-        self.seed = seed
+        self.files, self.transform, self.seed = files, transform, seed
 
-    def __getitem__(self, key: Key) -> tuple[torch.Tensor, torch.Tensor] | str:
+    def __getitem__(self, key: tuple[list[int], int]) -> tuple[Tensor, Tensor] | str:
         indices, epoch = key
         try:
             images = torch.stack([self._image(index, epoch) for index in indices])
@@ -116,7 +96,7 @@ class _TransformedBatches(Dataset):
             return str(error)
         return images, self.files.labels[indices]
 
-    def _image(self, index: int, epoch: int) -> torch.Tensor:
+    def _image(self, index: int, epoch: int) -> Tensor:
         image = self.files.image(index)
         if self.seed is None:
             return self.transform(image)

@@ -1,39 +1,41 @@
-"""Any data set with one folder per class: ``ROOT/train/CLASS/*`` and ``ROOT/test/CLASS/*``."""
+"""Any data set with one folder per class: ``ROOT/train/CLASS/*`` and ``ROOT/test/CLASS/*``.
+
+File managers, notebooks and unpackers leave things behind: ``.ipynb_checkpoints``, ``.DS_Store``,
+``__MACOSX``, ``Thumbs.db``. They are neither classes nor images, and are passed over in silence.
+"""
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from dqnet.config import DataConfig
-from dqnet.data.class_folders import (
-    IMAGE_SUFFIXES,
-    class_folders,
-    files_below,
-    images_outside,
-    unreadable,
-)
 from dqnet.data.decode import find_damaged, read_images
-from dqnet.data.splits import DAMAGED, ImageArray, ImageFiles, Part, Splits
+from dqnet.data.splits import DAMAGED, ImageArray, ImageFiles, Splits
 from dqnet.errors import UserError
 
 #: why files are left out, beside those that are damaged
 NO_IMAGE = "files that are not images by their suffix"
 OUTSIDE = "images outside of class folders"
 
+#: in any case; ``.jpe`` and ``.jfif`` are JPEG, and of ``.gif`` the first picture is taken
+IMAGE_SUFFIXES = (*IMG_EXTENSIONS, ".gif", ".jfif", ".jpe")
 MAX_CACHE_BYTES = 8 * 2**30
+_REMNANTS = {"__macosx", "@eadir", "$recycle.bin", "thumbs.db", "desktop.ini"}
 
 
 def load(config: DataConfig) -> Splits:
     """Images under ``config.root``, of ``config.size`` x ``config.size`` pixels, RGB.
 
     The test part is ``test/``, or ``val/`` (ImageNet's name for it) where ``test/`` is missing or
-    has none of the classes. Classes are numbered in alphabetical order.
-    :mod:`dqnet.data.class_folders` says what is passed over. ``config.cache`` decodes every file
-    once and keeps the pixels. ``config.damaged="skip"`` reads every file beforehand and leaves
-    the damaged ones out.
+    has none of the classes. Classes are numbered in alphabetical order. ``config.cache`` decodes
+    every file once and keeps the pixels. ``config.damaged="skip"`` reads every file beforehand and
+    leaves the damaged ones out.
 
     Raises:
         UserError: a folder is null, missing, unreadable, without classes or without images, the
@@ -42,23 +44,18 @@ def load(config: DataConfig) -> Splits:
     """
     if config.root is None:
         raise UserError("give the folder of the images with data.root=PATH")
-    root, skip = Path(config.root).expanduser(), config.damaged == "skip"
-    class_names, train, test, left_out = scan(root, skip)
-    size = config.size
-    num_bytes = 3 * size**2 * (len(train) + len(test))
-    if config.cache and num_bytes > MAX_CACHE_BYTES:
-        raise UserError(
-            f"{len(train) + len(test)} images of {size} x {size} take {num_bytes / 2**30:.1f} GiB "
-            "in memory; use data.cache=false or a smaller data.size"
-        )
-    return Splits(
-        train=_cached(train, size) if config.cache else train,
-        test=_cached(test, size) if config.cache else test,
-        num_classes=len(class_names),
-        class_names=class_names,
-        image_shape=(3, size, size),
-        left_out=left_out,
-    )
+    root, size = Path(config.root).expanduser(), config.size
+    class_names, *parts, left_out = scan(root, config.damaged == "skip")
+    if config.cache:
+        count = sum(map(len, parts))
+        num_bytes = 3 * size**2 * count
+        if num_bytes > MAX_CACHE_BYTES:
+            raise UserError(
+                f"{count} images of {size} x {size} take {num_bytes / 2**30:.1f} GiB in memory; "
+                "use data.cache=false or a smaller data.size"
+            )
+        parts = [ImageArray(read_images(part.paths, size), part.labels) for part in parts]
+    return Splits(*parts, len(class_names), class_names, (3, size, size), left_out)
 
 
 def scan(root: Path, skip: bool) -> tuple[tuple[str, ...], ImageFiles, ImageFiles, dict[str, str]]:
@@ -73,96 +70,134 @@ def scan(root: Path, skip: bool) -> tuple[tuple[str, ...], ImageFiles, ImageFile
             classes of the parts differ.
     """
     try:
-        train_folder, test_folders = _part_folders(root)
-    except PermissionError as error:
-        raise unreadable(error) from error
-    classes = class_folders(train_folder)
-    if not classes:
-        raise UserError(f"{train_folder} has no class folders")
-    left_out: dict[str, str] = {}
-    test_folder, test_classes = _labelled(test_folders, set(classes))
-    if test_folder != test_folders[0]:
-        left_out[str(test_folders[0])] = f"folder without the classes ({test_folder} is measured)"
-    if not test_classes:
-        raise UserError(
-            f"{test_folder} has no class folders: the images to measure by belong into "
-            f"{root}/test/CLASS or {root}/val/CLASS, with the classes of {train_folder}"
-        )
-    if classes.keys() != test_classes.keys():
-        raise UserError(
-            f"the classes of {train_folder} and {test_folder} differ; only in one of them: "
-            + _few(sorted(classes.keys() ^ test_classes.keys()))
-        )
-    every = {*classes.values(), *test_classes.values()}
-    train, test = (
-        _scan_part(folder, list(classes), every, skip, left_out)
-        for folder in (train_folder, test_folder)
-    )
-    return tuple(classes), train, test, left_out
+        return _scan(root, skip)
+    except OSError as error:
+        raise UserError(f"the folder {error.filename} cannot be read: {error.strerror}") from error
 
 
-def _part_folders(root: Path) -> tuple[Path, list[Path]]:
-    """The training folder, and those that may be the test part."""
+def _scan(root: Path, skip: bool) -> tuple[tuple[str, ...], ImageFiles, ImageFiles, dict[str, str]]:
+    train = root / "train"
+    tests = [root / name for name in ("test", "val") if (root / name).is_dir()]
     if not root.is_dir():
         raise UserError(f"data.root {root} is not a folder")
-    train_folder = root / "train"
-    if not train_folder.is_dir():
+    if not train.is_dir():
         raise UserError(f"{root} has no folder train/ (expected: train/CLASS/* and test/CLASS/*)")
-    test_folders = [root / name for name in ("test", "val") if (root / name).is_dir()]
-    if not test_folders:
+    if not tests:
         raise UserError(f"{root} has neither a folder test/ nor val/")
-    return train_folder, test_folders
+    classes = _class_folders(train)
+    if not classes:
+        raise UserError(f"{train} has no class folders")
+    # The first one with any of the classes: ImageNet's test/ has none, its val/ has all.
+    found = {folder: _class_folders(folder) for folder in tests}
+    test = next((folder for folder in tests if found[folder].keys() & classes.keys()), tests[0])
+    if not found[test]:
+        raise UserError(
+            f"{test} has no class folders: the images to measure by belong into "
+            f"{root}/test/CLASS or {root}/val/CLASS, with the classes of {train}"
+        )
+    if classes.keys() != found[test].keys():
+        raise UserError(
+            f"the classes of {train} and {test} differ; only in one of them: "
+            + _few(classes.keys() ^ found[test].keys())
+        )
+    left_out: dict[str, str] = {}
+    if test != tests[0]:
+        left_out[str(tests[0])] = f"folder without the classes ({test} is measured)"
+    every = {*classes.values(), *found[test].values()}
+    parts = [_scan_part(folder, list(classes), every, skip, left_out) for folder in (train, test)]
+    return tuple(classes), *parts, left_out
 
 
-def _labelled(folders: Sequence[Path], classes: set[str]) -> tuple[Path, dict[str, Path]]:
-    """The first folder with any of the classes: ImageNet's test/ has none, its val/ has all."""
-    found = [(folder, class_folders(folder)) for folder in folders]
-    return next(((f, names) for f, names in found if names.keys() & classes), found[0])
+def _class_folders(part: Path) -> dict[str, Path]:
+    """The classes of a part in alphabetical order: name → folder without links.
+
+    A link to a folder that the part lies in is not a class.
+    """
+    with os.scandir(part) as entries:
+        names = sorted(e.name for e in entries if e.is_dir() and not _is_remnant(e.name))
+    here, folders = part.resolve(), {name: (part / name).resolve() for name in names}
+    folders = {name: real for name, real in folders.items() if not here.is_relative_to(real)}
+    first: dict[Path, str] = {}
+    for name, real in folders.items():
+        if first.setdefault(real, name) != name:
+            raise UserError(
+                f"{part / first[real]} and {part / name} are the same folder: "
+                "each class needs a folder of its own"
+            )
+    return folders
 
 
 def _scan_part(
     folder: Path, classes: Sequence[str], every: set[Path], skip: bool, left_out: dict[str, str]
 ) -> ImageFiles:
-    """The files of a part's classes; ``left_out`` is added to.
+    """The files of a part's classes.
 
     Args:
         folder: the part.
         classes: the names of its classes.
         every: the folders of all classes of both parts, without links.
         skip: whether damaged images are left out.
-        left_out: path → why.
+        left_out: path → why; is added to.
     """
-    found = {name: files_below(folder / name, every) for name in classes}
-    paths = [path for images, _ in found.values() for path in images]
-    damaged = {paths[i] for i in find_damaged(paths)} if skip else set()
-    others = [path for _, files in found.values() for path in files]
-    left_out |= dict.fromkeys(images_outside(folder), OUTSIDE)
-    left_out |= dict.fromkeys(others, NO_IMAGE) | dict.fromkeys(sorted(damaged), DAMAGED)
-    kept = {name: [p for p in images if p not in damaged] for name, (images, _) in found.items()}
-    if not paths and not others:
+    found = {name: _files_below(folder / name, every) for name in classes}
+    files = [path for paths in found.values() for path in paths]
+    if not files:
         raise UserError(f"{folder} has no images (looked for {', '.join(IMAGE_SUFFIXES)})")
-    empty = [name for name, images in kept.items() if not images]
+    with os.scandir(folder) as entries:
+        beside = sorted(e.path for e in entries if not e.is_dir() and not _is_remnant(e.name))
+    left_out |= dict.fromkeys(filter(_is_image, beside), OUTSIDE)
+    left_out |= {path: NO_IMAGE for path in files if not _is_image(path)}
+    if skip:
+        images = [path for path in files if _is_image(path)]
+        left_out |= {images[i]: DAMAGED for i in find_damaged(images)}
+    kept = {name: [p for p in paths if p not in left_out] for name, paths in found.items()}
+    empty = [name for name, paths in kept.items() if not paths]
     if empty:
-        gone = {
-            "damaged ones": sum(len(found[name][0]) for name in empty),
-            "files that are not images by their suffix": sum(len(found[name][1]) for name in empty),
-        }
-        counted = ", ".join(f"{count} {what}" for what, count in gone.items() if count)
+        reasons = Counter(left_out[path] for name in empty for path in found[name])
+        counted = ", ".join(f"{count} {why}" for why, count in reasons.items())
         but = f" (left out: {counted})" if counted else ""
         raise UserError(
             f"{folder} has class folders without images: {_few(empty)}{but}; "
             "add images to them, or remove them from both parts"
         )
-    labels = [label for label, images in enumerate(kept.values()) for _ in images]
-    return ImageFiles(tuple(p for images in kept.values() for p in images), torch.tensor(labels))
+    labels = [label for label, paths in enumerate(kept.values()) for _ in paths]
+    return ImageFiles(tuple(p for paths in kept.values() for p in paths), torch.tensor(labels))
 
 
-def _cached(files: ImageFiles, size: int) -> Part:
-    return ImageArray(read_images(files.paths, size), files.labels)
+def _files_below(folder: Path, others: set[Path]) -> list[str]:
+    """The files below a class's folder, in torchvision's order.
+
+    Links are followed, but not to a folder that is read already, that ``folder`` lies in, or that
+    is one of ``others``, which are without links.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    here = folder.resolve()
+    seen, found = set(others), []
+    for at, names, files in os.walk(str(folder), onerror=refuse, followlinks=True):
+        found += [(at, name) for name in files if not _is_remnant(name)]
+        inner, names[:] = sorted(name for name in names if not _is_remnant(name)), []
+        for name in inner:
+            real = Path(at, name).resolve()
+            if real not in seen and not here.is_relative_to(real):
+                seen.add(real)
+                names.append(name)
+    # Of a million files, and not one Path each.
+    return [f"{at}{os.sep}{name}" for at, name in sorted(found)]
+
+
+def _is_image(path: str) -> bool:
+    return path.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _is_remnant(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _REMNANTS
 
 
 def _few(names: Iterable[str]) -> str:
     """The names, or the first five of them and the number of the others."""
-    names = list(names)
+    names = sorted(names)
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(names[:5]) + more

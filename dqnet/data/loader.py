@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 
 from dqnet.data.order import BatchOrder
 
@@ -43,7 +43,7 @@ class Loader(ABC):
         self.order.epoch, self.order.skip = epoch, skip
 
     @abstractmethod
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
 @dataclass(frozen=True, eq=False)

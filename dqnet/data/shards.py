@@ -20,13 +20,13 @@ import numpy as np
 import torch
 
 from dqnet.config import DataConfig
-from dqnet.data.image_shards import ImageShards
-from dqnet.data.splits import Splits
+from dqnet.data.splits import ImageShards, Splits
 from dqnet.errors import UserError
 
 #: as timm calls it; written last, so a set without it is not whole
 INFO = "_info.json"
 PARTS = ("train", "test")
+AGAIN = "make the shards again"
 
 
 def load(config: DataConfig) -> Splits:
@@ -45,14 +45,8 @@ def load(config: DataConfig) -> Splits:
     root = Path(config.root).expanduser()
     class_names, *files = _info(root)
     classes = len(class_names)
-    train, test = (_part(root, *part, classes) for part in zip(PARTS, files, strict=True))
-    return Splits(
-        train=train,
-        test=test,
-        num_classes=classes,
-        class_names=class_names,
-        image_shape=(3, config.size, config.size),
-    )
+    parts = [_part(root, *part, classes) for part in zip(PARTS, files, strict=True)]
+    return Splits(*parts, classes, class_names, (3, config.size, config.size))
 
 
 def _info(root: Path) -> list[tuple[str, ...]]:
@@ -63,52 +57,44 @@ def _info(root: Path) -> list[tuple[str, ...]]:
     try:
         info = json.loads(path.read_text(encoding="utf-8"))
         lists = [info["class_names"], *(info["splits"][name]["filenames"] for name in PARTS)]
+        if not all(isinstance(names, list) and all(map(_is_text, names)) for names in lists):
+            raise ValueError("its classes and filenames are to be lists of names")
     except FileNotFoundError as error:
         raise UserError(
             f"{root} holds no whole set of shards: it has no {INFO}; "
             "python -m dqnet.data.make_shards SOURCE DESTINATION makes one"
         ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: {error}; make the shards again") from error
-    for names in lists:
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise UserError(
-                f"{path} is damaged: its classes and filenames are to be lists of names; "
-                "make the shards again"
-            )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error}; {AGAIN}") from error
     return [tuple(names) for names in lists]
 
 
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
 def _part(root: Path, name: str, files: tuple[str, ...], classes: int) -> ImageShards:
-    columns = _index(root / f"{name}.npz", len(files), classes)
-    part = ImageShards(paths=tuple(str(root / file) for file in files), **columns)
+    """A part's images: where they lie, and that no shard is cut off."""
+    index = root / f"{name}.npz"
+    limits = {"shard": len(files), "offset": math.inf, "size": math.inf, "labels": classes}
+    try:
+        with np.load(index, allow_pickle=False) as stored:
+            columns = {key: stored[key].astype(np.int64, casting="safe") for key in limits}
+        for key, column in columns.items():
+            if column.shape != columns["labels"].shape or column.ndim != 1 or not column.size:
+                raise ValueError(f"{key} has shape {list(column.shape)}")
+            if column.min() < 0 or column.max() >= limits[key]:
+                raise ValueError(f"{key} is out of range")
+    except Exception as error:  # damaged bytes raise whatever they happen to lead to
+        raise UserError(f"{index} is missing or damaged ({error}); {AGAIN}") from error
+    part = ImageShards(
+        paths=tuple(str(root / file) for file in files),
+        **{key: torch.from_numpy(column) for key, column in columns.items()},
+    )
     lengths = [Path(path).stat().st_size if Path(path).is_file() else -1 for path in part.paths]
     room = torch.tensor(lengths)[part.shard] - part.size  # no sum: it could overflow
     cut = {*part.shard[part.offset > room].tolist()}
     for i, (path, length) in enumerate(zip(part.paths, lengths, strict=True)):
         if length < 0 or i in cut:
-            raise UserError(f"the shard {path} is missing or not whole; make the shards again")
+            raise UserError(f"the shard {path} is missing or not whole; {AGAIN}")
     return part
-
-
-def _index(path: Path, shards: int, classes: int) -> dict[str, torch.Tensor]:
-    """Where each of N images lies and what it shows, as in :class:`ImageShards`."""
-    limits = {"shard": shards, "offset": math.inf, "size": math.inf, "labels": classes}
-    again = "make the shards again"
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            columns = {name: stored[name] for name in limits}
-    except Exception as error:  # damaged bytes raise whatever they happen to lead to
-        raise UserError(f"{path} is missing or damaged; {again}") from error
-    images = columns["labels"].size
-    for name, column in columns.items():
-        if column.shape != (images,) or not images or column.dtype.kind not in "iu":
-            found = f"{column.dtype} {list(column.shape)}"
-            raise UserError(f"{path} is damaged: {name} is {found}, not int64 [{images}]; {again}")
-        columns[name] = column = column.astype(np.int64)
-        outside = column[(column < 0) | (column >= limits[name])]
-        if len(outside):
-            raise UserError(f"{path} is damaged: {name} {outside[0]} is out of range; {again}")
-    return {name: torch.from_numpy(column) for name, column in columns.items()}

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
 
 import torch
 from PIL import Image
+from sklearn.model_selection import train_test_split
+from torch import Tensor
 
 from dqnet.data.decode import read_image
-from dqnet.data.image_shards import ImageShards
+from dqnet.errors import UserError
 
 #: why a file is left out of a part
 DAMAGED = "damaged images"
@@ -25,8 +31,8 @@ class ImageArray:
         labels: int64 ``[N]``, class indices.
     """
 
-    images: torch.Tensor
-    labels: torch.Tensor
+    images: Tensor
+    labels: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,7 +48,7 @@ class ImageFiles:
     """
 
     paths: tuple[str, ...]
-    labels: torch.Tensor
+    labels: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,6 +56,43 @@ class ImageFiles:
     def image(self, index: int) -> Image.Image:
         """Decodes one image; see :func:`dqnet.data.decode.read_image`."""
         return read_image(self.paths[index])
+
+
+@dataclass(frozen=True, eq=False)
+class ImageShards:
+    """Image files inside tar files, each of which is read by itself.
+
+    Attributes:
+        paths: the tar files.
+        shard: int64 ``[N]``: which of them each image is in; ascending.
+        offset, size: int64 ``[N]``: where in it the image begins and how long it is, in bytes.
+        labels: int64 ``[N]``, class indices.
+    """
+
+    paths: tuple[str, ...]
+    shard: Tensor
+    offset: Tensor
+    size: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Image.Image:
+        """Decodes one image; see :func:`dqnet.data.decode.read_image`."""
+        path = self.paths[self.shard[index]]
+        offset, size = int(self.offset[index]), int(self.size[index])
+
+        def content() -> BinaryIO:
+            return io.BytesIO(os.pread(_opened(path).fileno(), size, offset))
+
+        return read_image(f"{path}: {index:09d}", content)
+
+
+# As many as a process needs at once and more, and fewer than a process may have open.
+@lru_cache(maxsize=256)
+def _opened(path: str) -> BinaryIO:
+    return Path(path).open("rb", buffering=0)
 
 
 Part: TypeAlias = ImageArray | ImageFiles | ImageShards
@@ -89,3 +132,32 @@ def lines_of_left_out(left_out: Mapping[str, str]) -> list[str]:
         some = ", ".join(paths[:3]) + (" ..." if len(paths) > 3 else "")
         lines.append(f"{why}, left out: {len(paths)} ({some})")
     return lines
+
+
+def stratified_split(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """Indices of the images to keep and of the images held out: always the same for one set.
+
+    Args:
+        labels: int64 ``[N]``.
+        fraction: of the images to hold out, of each class alike, in (0, 1).
+
+    Returns:
+        Two ascending int64 tensors, together ``0 ... N - 1``.
+
+    Raises:
+        UserError: a part would have fewer images than there are classes.
+    """
+    try:
+        parts = train_test_split(
+            torch.arange(len(labels)).numpy(),
+            test_size=fraction,
+            stratify=labels.numpy(),
+            random_state=0,
+        )
+    except ValueError as error:
+        raise UserError(
+            f"a fraction of {fraction:g} cannot be held out of {len(labels)} images in "
+            f"{len(labels.unique())} classes: each part needs at least one image per class"
+        ) from error
+    kept, held_out = (torch.from_numpy(part).sort().values for part in parts)
+    return kept, held_out

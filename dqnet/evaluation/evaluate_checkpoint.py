@@ -17,7 +17,7 @@ from dqnet.evaluation.trained import Trained, load_trained, output_folder
 from dqnet.measurement import evaluate
 from dqnet.runtime.files import write_json
 from dqnet.training.logging import check_logger
-from dqnet.training.summary import summarize
+from dqnet.training.metrics import summarize
 from dqnet.training.tables import print_line
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
 
 from dqnet.circumstances import is_circumstance
 from dqnet.config import TrainConfig, flatten
@@ -20,26 +20,17 @@ from dqnet.data import Splits
 from dqnet.errors import UserError
 from dqnet.processes import is_main
 from dqnet.runtime.files import write_atomically
+from dqnet.training.tables import print_line
 from dqnet.training.weights import read_checkpoint
 
 FORMAT = 1
-#: what is read of every checkpoint
-NEEDED = ("epoch", "ema", "num_classes", "image_shape", "wandb_id")
-#: what some of it is, if it is there
-KINDS = {"config": dict, "epoch": int, "image_shape": list, "class_names": list, "images": dict}
+#: what every checkpoint has, and what older ones lack
+NEEDED = {"config": dict, "epoch": int, "num_classes": int, "image_shape": list}
+OPTIONAL = {"class_names": list, "images": dict}
 
 
 def save_checkpoint(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
-    """Writes a checkpoint; a crash meanwhile leaves the file that was there.
-
-    Args:
-        path: the file.
-        content: what it holds.
-        previous: where the file that was there goes.
-
-    Raises:
-        UserError: if it cannot be written, as when the disk is full.
-    """
+    """Writes a checkpoint, as :func:`~dqnet.runtime.files.write_atomically` does."""
     if not is_main():  # spared the copy
         return
     # Not straight into the file: PyTorch's writer hides why the system refused it.
@@ -66,10 +57,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} has format {content.get('format')}; this version reads format {FORMAT}"
         )
-    lacking = [key for key in NEEDED if key not in content]
-    if lacking:
-        raise UserError(f"{path} is not a whole checkpoint: it lacks {lacking[0]!r}")
-    for key, kind in KINDS.items():
+    for key, kind in (NEEDED | OPTIONAL).items():
+        if key not in content and key in NEEDED:
+            raise UserError(f"{path} is not a whole checkpoint: it lacks {key!r}")
         if key in content and not isinstance(content[key], kind):
             found = type(content[key]).__name__
             raise UserError(f"{path} holds a {found} where its {key!r} should be")
@@ -78,12 +68,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         if isinstance(value, str) and "${" in value:
             raise UserError(f"{path} holds {key}={value}: a checkpoint has values, no references")
     _check_sums(path)
-    return content
+    return {"ema": None, "wandb_id": None} | content
 
 
-def load_newest(
-    folder: Path, warn: Callable[[str], None] = lambda message: None
-) -> tuple[Path, dict[str, Any]] | None:
+def load_newest(folder: Path, console: Console | None = None) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint of a run that can be read, and its path; ``None`` without any.
 
     That is ``last.pt``; if it is damaged or missing ``previous.pt``, the one before; or
@@ -93,7 +81,7 @@ def load_newest(
 
     Args:
         folder: the run folder.
-        warn: told in one line if ``last.pt`` cannot be read.
+        console: is told in one line if ``last.pt`` cannot be read.
 
     Raises:
         UserError: if there is a checkpoint but none that can be read.
@@ -113,8 +101,8 @@ def load_newest(
     if not found:
         raise UserError("; ".join(str(errors[path]) for path in paths if path.exists()))
     newest = max(found, key=lambda path: (found[path]["epoch"], found[path].get("step", 0)))
-    if last in errors:
-        warn(f"{errors[last]}: going back to {newest}")
+    if last in errors and console is not None:
+        print_line(console, f"warning: {errors[last]}: going back to {newest}")
     return newest, found[newest]
 
 
@@ -131,11 +119,8 @@ def config_of(content: dict[str, Any], path: Path) -> TrainConfig:
 def check_same_run(path: Path, stored: dict[str, Any], config: TrainConfig) -> None:
     """Raises UserError if a folder's checkpoint was trained with other settings."""
     before, now = flatten(stored), flatten(asdict(config))
-    differing = [
-        key
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not is_circumstance(key)
-    ]
+    names = [name for name in sorted(before.keys() | now.keys()) if not is_circumstance(name)]
+    differing = [name for name in names if before.get(name) != now.get(name)]
     if differing:
         key = differing[0]
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
@@ -155,10 +140,8 @@ def check_same_data(
     """Raises UserError unless a checkpoint's classes and images are those of a data set.
 
     Args:
-        path: the checkpoint.
-        content: what it holds.
-        splits: the data set.
-        root: its folder.
+        path, content: the checkpoint.
+        splits, root: the data set and its folder.
         images: how many each part has, for a run that goes on: with others its batches would be
             others, and its validation part. ``None``: any number.
     """
@@ -166,25 +149,22 @@ def check_same_data(
     remedy = "name the data it was trained on, data.root=PATH"
     if images is not None:
         remedy = "restore the data, or choose another folder (hydra.run.dir)"
-    if splits.num_classes != content["num_classes"]:
-        raise UserError(
-            f"{path} classifies {content['num_classes']} classes, {where} has "
-            f"{splits.num_classes}: {remedy}"
-        )
-    names = list(splits.class_names)
-    for label, (was, now) in enumerate(zip_longest(content.get("class_names", names), names)):
-        if was != now:
-            raise UserError(f"{path} calls class {label} {was!r}, {where} {now!r}: {remedy}")
-    shape = list(splits.image_shape)
-    if shape != content["image_shape"]:
-        raise UserError(f"{path} is for images of {content['image_shape']}, {where} has {shape}")
-    before = content.get("images", images)
-    if images is not None and before != images:
-        counts = ", ".join(f"{count} {part}" for part, count in before.items())
-        raise UserError(
-            f"{path} is of a run with {counts} images, {where} has "
-            f"{', '.join(map(str, images.values()))}: {remedy}"
-        )
+    count, shape, names = splits.num_classes, list(splits.image_shape), list(splits.class_names)
+    difference = None
+    if count != content["num_classes"]:
+        difference = f"classifies {content['num_classes']} classes, {where} has {count}"
+    elif names != content.get("class_names", names):
+        pairs = zip_longest(content["class_names"], names)
+        label, (was, now) = next((i, pair) for i, pair in enumerate(pairs) if len({*pair}) == 2)
+        difference = f"calls class {label} {was!r}, {where} {now!r}"
+    elif shape != content["image_shape"]:
+        difference = f"is for images of {content['image_shape']}, {where} has {shape}"
+    elif images is not None and images != content.get("images", images):
+        counts = ", ".join(f"{count} {part}" for part, count in content["images"].items())
+        others = ", ".join(map(str, images.values()))
+        difference = f"is of a run with {counts} images, {where} has {others}"
+    if difference is not None:
+        raise UserError(f"{path} {difference}: {remedy}")
 
 
 def _check_sums(path: Path) -> None:

@@ -17,17 +17,10 @@ from dqnet.runtime.devices import Device
 from dqnet.training.build import build_model, build_teacher
 from dqnet.training.objective import Objective
 from dqnet.training.optim import build_optimizer, build_schedule
-from dqnet.training.random_state import random_state, set_random_state
 
 
 class Learner:
     """A model ready to be trained, the same one every time for the same configuration.
-
-    Args:
-        config: the run's.
-        device: where it is trained.
-        splits: what it is trained on.
-        updates_per_epoch: training batches.
 
     Attributes:
         model: the model itself.
@@ -82,7 +75,10 @@ class Learner:
         progress = update / self.updates
         set_temperature(self.model, self.config.quant.controller, progress)
         images, labels = self.device.images(images), labels.to(self.device.torch_device)
-        teacher_logits = self.teach(images)
+        teacher_logits = None
+        if self.teacher is not None:
+            with torch.no_grad(), self.device.autocast():
+                teacher_logits = self.teacher(images)
         # Of all processes: the penalty of the global batch is not the mean of its parts' penalties.
         output, labels = ScoredOutput(*map(gathered, self.forward(images))), gathered(labels)
         if teacher_logits is not None:
@@ -110,24 +106,21 @@ class Learner:
                 output = ScoredOutput(self.runner(images), nothing, nothing)
         return output if low is None else ScoredOutput(*(part.float() for part in output))
 
-    def teach(self, images: Tensor) -> Tensor | None:
-        """The teacher's logits ``[N, C]`` of a batch on the device; ``None`` without a teacher."""
-        if self.teacher is None:
-            return None
-        with torch.no_grad(), self.device.autocast():
-            return self.teacher(images)
-
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on but the batch and the number of the update.
 
         The schedule, the annealing and the average's warm-up are functions of that number; bf16
-        needs no gradient scaler.
+        needs no gradient scaler. Of noise (the controller's, dropout) it is PyTorch's state on the
+        CPU, and on the GPU in use; the data's order and augmentation follow from seed and epoch.
         """
+        random = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_initialized():
+            random["cuda"] = torch.cuda.get_rng_state()
         return {
             "model": self.model.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "random": random_state(),
+            "random": random,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -142,7 +135,9 @@ class Learner:
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        set_random_state(state["random"])
+        torch.set_rng_state(state["random"]["cpu"])
+        if "cuda" in state["random"] and torch.cuda.is_initialized():
+            torch.cuda.set_rng_state(state["random"]["cuda"])
 
     def is_finite(self) -> bool:
         """Whether all weights and statistics are finite; waits for the device."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import numpy as np
 from dqnet.config import LoggerConfig
 from dqnet.errors import UserError, unknown_name
 from dqnet.measurement import Evaluation
-from dqnet.runtime.files import append_line, write_atomically
+from dqnet.processes import is_main
+from dqnet.runtime.files import append_line, write_text
+from dqnet.training.run_state import RunState
 
 LOGGERS = ("none", "wandb")
 WANDB_MODES = ("offline", "online", "disabled")
@@ -34,24 +37,20 @@ class MetricsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def keep_until(self, epochs: int) -> None:
-        """Drops what was written after the checkpoint that a run continues from."""
-        # A line that was cut off while it was written belongs to an epoch that runs again.
-        kept = [line for line in self._lines() if json.loads(line)["epoch"] < epochs]
-        text = "".join(kept)
-        write_atomically(self.path, lambda temporary: temporary.write_text(text, "utf-8") and None)
+    def keep_until(self, epochs: int) -> list[dict[str, Any]]:
+        """Drops what was written after the checkpoint that a run continues from; returns the rest.
+
+        A line that was cut off while it was written belongs to an epoch that runs again.
+        """
+        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        kept = [line for line in lines if json.loads(line)["epoch"] < epochs]
+        write_text(self.path, "".join(kept))
+        return [json.loads(line) for line in kept]
 
     def append(self, metrics: dict[str, Any]) -> None:
         """Adds one epoch."""
         append_line(self.path, json.dumps(metrics))
-
-    def read(self) -> list[dict[str, Any]]:
-        """All epochs."""
-        return [json.loads(line) for line in self._lines()]
-
-    def _lines(self) -> list[str]:
-        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        return [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 class WandbLogger:
@@ -95,46 +94,35 @@ class WandbLogger:
 
     def continue_after(self, epochs: int) -> None:
         """Tells W&B again what it may have lost of the first ``epochs`` epochs."""
-        self._told.keep_until(epochs)
-        for record in self._told.read():
+        for record in self._told.keep_until(epochs):
             self._tell(record)
         # Offline, this start's files now hold all of the run and those of earlier ones a part.
         own = Path(self.run.dir).parent.name
-        for path in (self._folder / "wandb").glob(f"offline-run-*-{self.run_id}"):
+        for path in (self._folder / "wandb").glob(f"offline-run-*-{self.run.id}"):
             if path.name != own:
                 shutil.rmtree(path)
 
-    @property
-    def run_id(self) -> str:
-        return self.run.id
-
     def log(self, metrics: dict[str, Any], evaluation: Evaluation) -> None:
         """An epoch's metrics, and the histogram of widths of every routed layer."""
-        record = {key: value for key, value in metrics.items() if value is not None}
         histograms = {}
         if evaluation.widths:
             widths = evaluation.widths
             if not all(isinstance(width, int) for width in widths):
                 widths = tuple(range(len(widths)))  # by their place
             edges = [width - 0.5 for width in (*widths, widths[-1] + 1)]
-            for name, counts in zip(
-                evaluation.routed_names, evaluation.histogram.tolist(), strict=True
-            ):
-                histograms[f"widths/{name}"] = counts, edges
+            layers = zip(evaluation.routed_names, evaluation.histogram.tolist(), strict=True)
+            histograms = {f"widths/{name}": (counts, edges) for name, counts in layers}
             counts, edges = np.histogram(evaluation.cost.numpy(), bins=COST_BINS)
             histograms["bit_flops_per_image"] = counts.tolist(), edges.tolist()
+        record = {key: value for key, value in metrics.items() if value is not None}
         record["histograms"] = histograms
         self._told.append(record)
         self._tell(record)
 
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: dict[str, Any] | None = None, exit_code: int = 0) -> None:
         """Stores the final figures and closes the run."""
-        self.run.summary.update(summary)
-        self.run.finish()
-
-    def stop(self, status: int) -> None:
-        """Closes the run as one that ended early, with the process's exit status."""
-        self.run.finish(exit_code=status)
+        self.run.summary.update(summary or {})
+        self.run.finish(exit_code=exit_code)
 
     def _tell(self, record: dict[str, Any]) -> None:
         if record["epoch"] < self.run.step:  # W&B has it already
@@ -146,3 +134,31 @@ class WandbLogger:
         metrics = {key: value for key, value in record.items() if key != "histograms"}
         # Committed at once: otherwise an epoch would wait for the next one.
         self.run.log(metrics | histograms, step=record["epoch"], commit=True)
+
+
+class RunLog:
+    """Continues both after the epochs that a run has done, and gives it its W&B identity.
+
+    Args:
+        run: the run; only the main process's is known to W&B.
+    """
+
+    def __init__(self, run: RunState) -> None:
+        self._metrics = MetricsFile(run.folder / "metrics.jsonl")
+        self._metrics.keep_until(run.done)
+        self._wandb, config = None, run.config
+        if config.logger.name == "wandb" and is_main():
+            self._wandb = WandbLogger(config.logger, asdict(config), run.folder, run.wandb_id)
+            self._wandb.continue_after(run.done)
+        run.wandb_id = None if self._wandb is None else self._wandb.run.id
+
+    def append(self, metrics: dict[str, Any], evaluation: Evaluation) -> None:
+        """Adds an epoch."""
+        self._metrics.append(metrics)
+        if self._wandb is not None:
+            self._wandb.log(metrics, evaluation)
+
+    def finish(self, summary: dict[str, Any] | None = None, exit_code: int = 0) -> None:
+        """Closes the W&B run with the final figures, or with the status of a process that ends."""
+        if self._wandb is not None:
+            self._wandb.finish(summary, exit_code)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dqnet.config import LossConfig
+from dqnet.config import LossConfig, check_ranges
 from dqnet.costs import bit_flops
 from dqnet.costs.network import check_target, default_target_bits
 from dqnet.costs.width import mean_width
-from dqnet.errors import UserError, unknown_name
+from dqnet.errors import unknown_name
 from dqnet.losses import bit_flops_penalty, distillation, mean_width_penalty, mutual_information
 from dqnet.network import QuantizedModel, ScoredOutput
 
@@ -32,14 +32,7 @@ class Objective:
     def __init__(self, model: nn.Module, config: LossConfig) -> None:
         if config.penalty not in PENALTIES:
             raise unknown_name("loss.penalty", config.penalty, PENALTIES)
-        for key in ("alpha", "mutual_information", "distillation"):
-            if getattr(config, key) < 0:
-                raise UserError(f"loss.{key} {getattr(config, key)} must not be negative")
-        if not 0 <= config.mutual_information_until <= 1:
-            until = config.mutual_information_until
-            raise UserError(f"loss.mutual_information_until {until} must be in [0, 1]")
-        if not 0 <= config.label_smoothing < 1:
-            raise UserError(f"loss.label_smoothing {config.label_smoothing} must be in [0, 1)")
+        check_ranges(config, "loss")
         self.config = config
         self.model = model if isinstance(model, QuantizedModel) else None
         self.target_bits: float | None = None

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.optim.kron import Kron
-from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, StepLRScheduler
+from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-from dqnet.config import OptimConfig
+from dqnet.config import OptimConfig, check_ranges
 from dqnet.errors import UserError, unknown_name
 from dqnet.quantizers import Quantizer
 from dqnet.state_names import added_by_conversion
@@ -64,14 +64,7 @@ def build_optimizer(
         UserError: for an unknown optimizer, one that cannot train here, or a value out of range.
     """
     check_optimizer(config.name, next(model.parameters()).device)
-    if config.lr <= 0:
-        raise UserError(f"optim.lr {config.lr} must be above 0")
-    if config.weight_decay < 0 or parameter_decay < 0:
-        raise UserError("optim.weight_decay and quant.parameter_decay must not be negative")
-    if not 0 <= config.momentum < 1:
-        raise UserError(f"optim.momentum {config.momentum} must be in [0, 1)")
-    if config.clip_grad is not None and config.clip_grad <= 0:
-        raise UserError(f"optim.clip_grad {config.clip_grad} must be above 0, or null for none")
+    check_ranges(config, "optim")
     groups = parameter_groups(model, config, parameter_decay)
     try:
         return create_optimizer_v2(groups, opt=config.name, lr=config.lr, momentum=config.momentum)
@@ -91,29 +84,19 @@ def check_optimizer(name: str, device: torch.device) -> None:
     if base not in list_optimizers():
         raise unknown_name("optimizer", name, list_optimizers())
     info = get_optimizer_info(base)
+    # Where timm names a class instead of holding it, another package has it, for GPUs.
+    package = info.opt_class.partition(".")[0] if isinstance(info.opt_class, str) else None
     if info.second_order:
-        raise UserError(
-            f"optim.name={name} needs second derivatives, which quantizers do not have: "
-            "choose another optimizer, such as adamw"
-        )
-    if info.opt_class is Kron:  # 10 GB for the largest layer of an 8-layer network
-        raise UserError(
-            f"optim.name={name} takes gigabytes to precondition one convolution: "
-            "choose another optimizer, such as adamw"
-        )
-    if not isinstance(info.opt_class, str):
+        reason = "needs second derivatives, which quantizers do not have"
+    elif info.opt_class is Kron:  # 10 GB for the largest layer of an 8-layer network
+        reason = "takes gigabytes to precondition one convolution"
+    elif package is not None and find_spec(package) is None:
+        reason = f"needs the package {package}, which is not installed"
+    elif package is not None and device.type != "cuda":
+        reason = "runs on a GPU only (trainer.device=cuda)"
+    else:
         return
-    package = info.opt_class.partition(".")[0]  # timm imports it when asked for its optimizer
-    if find_spec(package) is None:
-        raise UserError(
-            f"optim.name={name} needs the package {package}, which is not installed: "
-            "install it or choose another optimizer, such as adamw"
-        )
-    if device.type != "cuda":
-        raise UserError(
-            f"optim.name={name} runs on a GPU only (trainer.device=cuda): "
-            "choose another optimizer, such as adamw"
-        )
+    raise UserError(f"optim.name={name} {reason}: choose another optimizer, such as adamw")
 
 
 def build_schedule(
@@ -133,19 +116,20 @@ def build_schedule(
             f"optim.warmup_epochs {config.warmup_epochs:g} must be less than "
             f"trainer.epochs {epochs}"
         )
-    common = {"warmup_t": warmup, "warmup_prefix": True, "t_in_epochs": False}
-    after = total - warmup
-    if config.schedule == "cosine":
-        return CosineLRScheduler(optimizer, t_initial=after, lr_min=config.min_lr, **common)
-    if config.schedule == "multistep":
+    is_constant = config.schedule == "constant"
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        "step" if is_constant else config.schedule,
+        num_epochs=total - warmup,
+        warmup_epochs=warmup,
+        warmup_lr=0.0,
+        warmup_prefix=True,
+        min_lr=config.min_lr,
+        decay_epochs=max(1, round(config.decay_epochs * updates_per_epoch)),
         # timm decays one update before a milestone.
-        milestones = [round(m * updates_per_epoch) - warmup + 1 for m in config.milestones]
-        return MultiStepLRScheduler(
-            optimizer, decay_t=milestones, decay_rate=config.decay_rate, **common
-        )
-    if config.schedule == "step" and config.decay_epochs <= 0:
-        raise UserError(f"optim.decay_epochs {config.decay_epochs:g} must be above 0")
-    interval = max(1, round(config.decay_epochs * updates_per_epoch))
-    if config.schedule == "constant":
-        interval = total + 1
-    return StepLRScheduler(optimizer, decay_t=interval, decay_rate=config.decay_rate, **common)
+        decay_milestones=[round(m * updates_per_epoch) - warmup + 1 for m in config.milestones],
+        decay_rate=1.0 if is_constant else config.decay_rate,
+        step_on_epochs=False,
+        updates_per_epoch=1,  # all of these are numbers of updates
+    )
+    return schedule

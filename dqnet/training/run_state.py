@@ -7,16 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
+from torch import Tensor
 
 from dqnet.config import TrainConfig
 from dqnet.data import Loaders, Splits
 from dqnet.errors import UserError
 from dqnet.network import QuantizedModel
 from dqnet.processes import largest
-from dqnet.runtime.interval import CheckpointInterval
 from dqnet.training.checkpoint import check_same_run, config_of, load_newest, save_checkpoint
-from dqnet.training.history import LossHistory
 from dqnet.training.learner import Learner
 from dqnet.training.tables import print_line
 
@@ -26,8 +26,45 @@ CHECK_EVERY = 50
 COST_TOLERANCE = 1.02
 
 
-class NotFiniteError(ArithmeticError):
-    """A value that is infinite or not a number; the text says which."""
+class NotFiniteError(UserError):
+    """The loss or a weight is infinite or not a number."""
+
+
+class LossHistory:
+    """The loss's terms at the steps of an epoch, where they were computed: no step waits for a GPU.
+
+    Args:
+        state: what :meth:`state_dict` returned after its first steps.
+        device: where the terms of the next steps will be.
+    """
+
+    def __init__(
+        self, state: dict[str, Tensor] | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        state = state or {}
+        self._terms = {name: list(values.to(device)) for name, values in state.items()}
+
+    def __len__(self) -> int:
+        """How many steps are done."""
+        return max(map(len, self._terms.values()), default=0)
+
+    def append(self, terms: dict[str, Tensor]) -> None:
+        """Adds a step's terms, scalars; the same names at every step."""
+        for name, term in terms.items():
+            self._terms.setdefault(name, []).append(term.detach().double())
+
+    def means(self) -> dict[str, float]:
+        """Each term's mean over the steps done."""
+        return {name: values.mean().item() for name, values in self.state_dict().items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """float64 ``[steps done]`` by term, on the CPU; empty before the first step."""
+        return {name: torch.stack(values).cpu() for name, values in self._terms.items()}
+
+    def finite_steps(self) -> int:
+        """How many steps were done before a term was not finite; waits for the device."""
+        finite = [values.isfinite() for values in self.state_dict().values()]
+        return int(torch.stack(finite).all(0).long().cumprod(0).sum()) if finite else 0
 
 
 class RunState:
@@ -38,36 +75,30 @@ class RunState:
         config: the run's.
         learner: what is trained.
         splits, data: what it is trained on.
-        interval: when a checkpoint is due within an epoch.
 
     Attributes:
         done: whole epochs.
+        steps: of an epoch.
         history: the loss's terms at each step of the epoch after them.
         best: ``epoch``, from 0, and ``rank`` of the best epoch; ``None`` before the first one.
         wandb_id: of the W&B run; ``None`` without one.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        config: TrainConfig,
-        learner: Learner,
-        splits: Splits,
-        data: Loaders,
-        interval: CheckpointInterval,
+        self, folder: Path, config: TrainConfig, learner: Learner, splits: Splits, data: Loaders
     ) -> None:
         self.folder, self.config, self.learner = folder, config, learner
         self.splits, self.data = splits, data
-        self.done, self.history = 0, LossHistory(len(data.train))
+        self.done, self.steps, self.history = 0, len(data.train), LossHistory()
         self.best: dict[str, Any] | None = None
         self.wandb_id: str | None = None
-        self._interval = interval
-        self._began = time.perf_counter()
+        self._began = self._saved = time.monotonic()
+        self._since_saved = 0  # steps
 
     @property
     def seconds(self) -> float:
         """How long the run has taken, earlier starts included but for what they had to repeat."""
-        return time.perf_counter() - self._began
+        return time.monotonic() - self._began
 
     @property
     def is_new(self) -> bool:
@@ -78,30 +109,35 @@ class RunState:
         """Continues from a checkpoint and its content; the console is told."""
         self.learner.load_state_dict(state)
         self.done, self.best, self.wandb_id = state["epoch"], state["best"], state["wandb_id"]
-        self.history = LossHistory(self.history.length, state.get("history"))
-        self._began = time.perf_counter() - state["seconds"]
-        epochs, steps = self.config.trainer.epochs, self.history.length
-        within = f" and {len(self.history)} of {steps} steps" if len(self.history) else ""
-        print_line(console, f"continuing {path} after epoch {self.done} of {epochs}{within}")
+        self.history = LossHistory(state.get("history"), self.learner.device.torch_device)
+        self._began = time.monotonic() - state["seconds"]
+        within = f" and {len(self.history)} of {self.steps} steps" if len(self.history) else ""
+        epochs = f"{self.done} of {self.config.trainer.epochs}"
+        print_line(console, f"continuing {path} after epoch {epochs}{within}")
         if path.name == "best.pt":
             self.save()  # which a crash prevented
 
     def save(self) -> None:
         """Writes ``last.pt``; the one before becomes ``previous.pt``."""
         save_checkpoint(self.folder / "last.pt", self._content(), self.folder / "previous.pt")
-        self._interval.restart()
+        self._saved, self._since_saved = time.monotonic(), 0
 
     def save_best(self) -> None:
         """Writes ``best.pt``."""
         save_checkpoint(self.folder / "best.pt", self._content())
 
     def after_step(self) -> None:
-        """Saves when it is time to.
+        """Saves every ``checkpoint_steps`` steps and every ``checkpoint_minutes`` minutes.
 
         Raises:
             NotFiniteError: if the loss or a weight is not finite, which is not looked at each time.
         """
-        due = bool(largest(self._interval.step()))  # clocks differ from process to process
+        self._since_saved += 1
+        trainer, minutes = self.config.trainer, (time.monotonic() - self._saved) / 60
+        due = (
+            trainer.checkpoint_steps is not None and self._since_saved >= trainer.checkpoint_steps
+        ) or (trainer.checkpoint_minutes is not None and minutes >= trainer.checkpoint_minutes)
+        due = bool(largest(due))  # clocks differ from process to process
         if due or len(self.history) % CHECK_EVERY == 0:
             self.check_finite()
         if due:
@@ -109,8 +145,17 @@ class RunState:
 
     def check_finite(self) -> None:
         """Raises NotFiniteError if the loss was not finite, or the next one will not be."""
-        if not (self.history.is_finite() and self.learner.is_finite()):
-            raise NotFiniteError("the loss or a weight")
+        finite, done = self.history.finite_steps(), len(self.history)
+        if finite == done and self.learner.is_finite():
+            return
+        what, step = ("a weight", done) if finite == done else ("the loss", finite + 1)
+        kept = self.folder / "last.pt"
+        last = f"{kept} is the last good checkpoint" if kept.exists() else "there is no checkpoint"
+        raise NotFiniteError(
+            f"{what} is not finite: seen at step {self.done * self.steps + step} (step {step} of "
+            f"epoch {self.done + 1}), learning rate {self.learner.lr:g}; lower optim.lr or set "
+            f"optim.clip_grad; {last}"
+        )
 
     def is_best(self, metrics: dict[str, Any]) -> bool:
         """Whether the epoch that was evaluated is the best one so far, which is noted.
@@ -127,7 +172,7 @@ class RunState:
 
     def next_epoch(self) -> None:
         """The epoch's steps are done and evaluated."""
-        self.done, self.history = self.done + 1, LossHistory(self.history.length)
+        self.done, self.history = self.done + 1, LossHistory()
 
     def _content(self) -> dict[str, Any]:
         model = self.learner.model
@@ -156,18 +201,13 @@ def read_state(
     Args:
         folder: the run folder.
         config: of the run that is to be in it.
-        console: is told if the newest checkpoint is damaged.
+        console: is told if the newest checkpoint is damaged; by default nobody is.
 
     Raises:
         UserError: if the folder's run has other settings, or no checkpoint can be read, or it is
             complete and has none any more.
     """
-
-    def warn(message: str) -> None:
-        if console is not None:
-            print_line(console, f"warning: {message}")
-
-    found = load_newest(folder, warn)
+    found = load_newest(folder, console)
     if found is not None:
         path, state = found
         check_same_run(path, asdict(config_of(state, path)), config)

@@ -6,31 +6,29 @@ which is seen to where files are written.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
-from dqnet.config import TrainConfig
+from dqnet.calibration import calibrate
+from dqnet.config import TrainConfig, check_ranges
 from dqnet.data import load_data, loaders
-from dqnet.errors import UserError
 from dqnet.measurement import Evaluation, evaluate
+from dqnet.network import QuantizedModel
 from dqnet.processes import broadcast_buffers, from_main, is_main
 from dqnet.runtime.devices import Device
-from dqnet.runtime.files import read_json, remove, remove_unfinished, write_json
-from dqnet.runtime.interval import CheckpointInterval
+from dqnet.runtime.files import read_json, remove, remove_unfinished, write_json, write_text
 from dqnet.runtime.stop import Stopped, stop_request
-from dqnet.training.check import check_trainer
 from dqnet.training.checkpoint import check_same_data, load_checkpoint
-from dqnet.training.divergence import explain
-from dqnet.training.epoch import train_epoch
 from dqnet.training.learner import Learner
-from dqnet.training.metrics import epoch_line, epoch_metrics
-from dqnet.training.prepare import prepare
-from dqnet.training.run_log import RunLog
+from dqnet.training.logging import RunLog, check_logger
+from dqnet.training.metrics import epoch_line, epoch_metrics, run_summary
 from dqnet.training.run_state import NotFiniteError, RunState, read_state
-from dqnet.training.summary import run_summary
 from dqnet.training.tables import print_left_out, print_line, print_summary
 
 
@@ -47,7 +45,8 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
     """
     console = console or Console()
     console.quiet |= not is_main()
-    check_trainer(config)
+    check_ranges(config)
+    check_logger(config.logger)
     device = Device(config.trainer)
     found = from_main(lambda: read_state(folder, config, console))
     if found is not None and from_main((folder / "summary.json").exists):
@@ -56,7 +55,6 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
         print_summary(console, summary)
         return summary
 
-    interval = CheckpointInterval(config.trainer)
     splits = load_data(config.data)
     print_left_out(console, splits.left_out)
     data = loaders(
@@ -70,18 +68,18 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
 
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
-    run = RunState(folder, config, learner, splits, data, interval)
+    run = RunState(folder, config, learner, splits, data)
     if found is not None:
         run.resume(*found, console)
         del found  # a second copy of all weights
     log = RunLog(run)
-    prepare(run)
+    _prepare(run)
     evaluation: Evaluation | None = None
     try:
         with stop_request() as stop:
             for epoch in range(run.done, config.trainer.epochs):
                 data.train.set_epoch(epoch, skip=len(run.history))
-                train_epoch(run, stop.until(data.train), console)
+                _train_epoch(run, stop.until(data.train), console)
                 # With no validation part the test part is measured, and nothing is chosen by it.
                 held_out = stop.until(data.test if data.val is None else data.val)
                 judged = learner.model if learner.ema is None else learner.ema.module
@@ -97,13 +95,11 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
                 run.save()
                 line = epoch_line(metrics, config.trainer.epochs, learner.objective.target)
                 console.print(line, highlight=False, soft_wrap=True)
-    except NotFiniteError:
-        raise UserError(explain(run)) from None
     except Stopped as stopped:
         with suppress(NotFiniteError):
             run.check_finite()
             run.save()
-        log.stop(stopped.status)
+        log.finish(exit_code=stopped.status)
         raise
 
     if evaluation is None or data.val is not None:
@@ -116,3 +112,50 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
     log.finish(summary)
     print_summary(console, summary)
     return summary
+
+
+def _prepare(run: RunState) -> None:
+    """Writes ``plan.json`` and calibrates; without epochs the network is then as it will be."""
+    learner, epochs = run.learner, run.config.trainer.epochs
+    model = learner.model
+    if isinstance(model, QuantizedModel) and run.is_new:
+        write_text(run.folder / "plan.json", model.plan.dumps())
+        if epochs == 0 or run.config.quant.calibration.before_training:
+            calibrate(model, (learner.device.images(images) for images, _ in run.data.observed))
+    if epochs == 0:
+        if learner.ema is not None:
+            learner.ema.set(model)
+        run.best = {"epoch": None, "rank": None}
+        run.save_best()
+        run.save()
+
+
+def _train_epoch(run: RunState, batches: Iterable[tuple[Tensor, Tensor]], console: Console) -> None:
+    """Makes the steps of an epoch, or what is left of them, and shows a bar meanwhile.
+
+    Args:
+        run: what is trained; every step is noted in its history.
+        batches: images ``[B, C, H, W]`` and labels ``[B]`` of the steps that are left.
+        console: where progress is shown.
+
+    Raises:
+        NotFiniteError: if the loss or a weight is not finite, by the end at the latest.
+    """
+    run.learner.model.train()
+    trainer, steps = run.config.trainer, run.steps
+    bar = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    hidden = not (trainer.progress and console.is_terminal)
+    with Progress(*bar, console=console, transient=True, disable=hidden) as progress:
+        title = f"epoch {run.done + 1}/{trainer.epochs}"
+        task = progress.add_task(title, total=steps, completed=len(run.history))
+        for images, labels in batches:
+            update = run.done * steps + len(run.history)
+            run.history.append(run.learner.step(update, images, labels))
+            progress.advance(task)
+            run.after_step()
+    run.check_finite()

@@ -6,7 +6,7 @@ import argparse
 import pickle
 import re
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from dqnet.errors import UserError, unknown_name
 from dqnet.state_names import (
     BACKBONE_PREFIX,
-    COMPILED,
-    COUNTER,
     added_by_conversion,
+    is_counter,
     rename_old_names,
+    without_prefixes,
 )
 from dqnet.training.weight_files import file_of
 from dqnet.training.weight_order import difference, renamed_by_order
@@ -101,10 +101,9 @@ def _stand_ins(path: Path) -> list[tuple[type, str]]:
 def float_state_dict(content: dict[str, Any], names: Collection[str]) -> dict[str, Tensor]:
     """The float model's weights in a checkpoint, whoever wrote it.
 
-    Understood are state dicts, bare or at one of :data:`AVERAGES` or :data:`WEIGHTS`; prefixes that
-    all names share, such as ``module.`` (DistributedDataParallel, AveragedModel), ``model.`` or
-    ``net.`` (Lightning) and ``_orig_mod.`` (torch.compile), in any order; and this project's own
-    checkpoints: of a converted model the float weights are taken, without what conversion added.
+    Understood are state dicts, bare or at one of :data:`AVERAGES` or :data:`WEIGHTS`, under the
+    names that :func:`without_prefixes` knows, and this project's own checkpoints: of a converted
+    model the float weights are taken, without what conversion added.
 
     Args:
         content: the checkpoint's.
@@ -118,28 +117,16 @@ def float_state_dict(content: dict[str, Any], names: Collection[str]) -> dict[st
         content = state
     tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     rename_old_names(tensors)
-    return max(_readings(tensors), key=lambda reading: len(reading.keys() & set(names)))
-
-
-def _readings(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """A state dict under all names that its weights may have without wrappers; at least one."""
-    yield state
-    state = {
-        key.replace(COMPILED, ""): value
-        for key, value in state.items()
-        if key.rpartition(".")[2] != COUNTER
-    }
-    while True:
-        yield state
-        yield {
-            key.removeprefix(BACKBONE_PREFIX): value
-            for key, value in state.items()
-            if key.startswith(BACKBONE_PREFIX) and not added_by_conversion(key)
+    names, best = set(names), tensors
+    for reading in without_prefixes(tensors):
+        plain = {name: tensors[key] for key, name in reading.items() if not is_counter(name)}
+        inner = {
+            name.removeprefix(BACKBONE_PREFIX): value
+            for name, value in plain.items()
+            if name.startswith(BACKBONE_PREFIX) and not added_by_conversion(name)
         }
-        prefixes = {key.partition(".")[0] for key in state}
-        if len(prefixes) != 1 or not all("." in key for key in state):
-            return
-        state = {key.partition(".")[2]: value for key, value in state.items()}
+        best = max(best, plain, inner, key=lambda state: len(state.keys() & names))
+    return best
 
 
 def load_float_weights(model: nn.Module, path: str | Path, by: str = "name") -> None:
@@ -170,11 +157,7 @@ def load_float_weights(model: nn.Module, path: str | Path, by: str = "name") -> 
 
 
 def load_own_weights(model: nn.Module, content: dict[str, Any], path: str | Path) -> None:
-    """Loads what a checkpoint of this very model holds: the moving average, where it has one.
-
-    Raises:
-        UserError: if these are another model's weights, or not finite.
-    """
+    """Loads what a checkpoint of this very model holds: the moving average, where it has one."""
     state = content["ema"] or content["model"]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{path} has no weights where they should be ('model')")
@@ -189,30 +172,28 @@ def _check_fits(model: nn.Module, state: dict[str, Tensor], path: str | Path) ->
     # Old checkpoints lack this counter, which nothing here reads.
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     extra = [k for k in state if k not in own]
-    shapes = [k for k in own if k in state and own[k].shape != state[k].shape]
     if missing or extra:
-        parts = [f"lacks {missing[0]!r}"] if missing else []
-        parts += [f"has {extra[0]!r}"] if extra else []
+        parts = [f"lacks {k!r}" for k in missing[:1]] + [f"has {k!r}" for k in extra[:1]]
         count = len(missing) + len(extra)
         hint = ""
         if missing and difference(state, own) is None:
             hint = "; its tensors have the model's shapes in the same order: if it is another "
             hint += "implementation of the same network, load it with model.checkpoint_by=order"
+        more = f" ({count} such names)" if count > 2 else ""
         raise UserError(
-            f"{path} is a checkpoint of another model: it {' and '.join(parts)}"
-            f"{f' ({count} such names)' if count > 2 else ''}{hint}"
+            f"{path} is a checkpoint of another model: it {' and '.join(parts)}{more}{hint}"
         )
-    if shapes:
-        name, theirs, ours = shapes[0], list(state[shapes[0]].shape), list(own[shapes[0]].shape)
-        if theirs[1:] == ours[1:] and name.startswith(_classifier_name(model)):
+    for name, value in state.items():
+        theirs, ours = list(value.shape), list(own[name].shape)
+        if theirs != ours and theirs[1:] == ours[1:] and name.startswith(_classifier_name(model)):
             raise UserError(
                 f"{path} classifies {theirs[0]} classes, the data has {ours[0]}: "
                 "train on the same classes or start without it"
             )
-        raise UserError(
-            f"{path} is a checkpoint of another model: {name!r} is {theirs}, it must be {ours}"
-        )
-    for name, value in state.items():
+        if theirs != ours:
+            raise UserError(
+                f"{path} is a checkpoint of another model: {name!r} is {theirs}, it must be {ours}"
+            )
         if not value.isfinite().all():
             raise UserError(f"{path} has values in {name!r} that are not finite: training diverged")
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms import functional as tv
 
-from dqnet.data.augment import crop, flip
+from dqnet.data.array_loader import crop, flip
 
 
 @given(

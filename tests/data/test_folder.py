@@ -86,7 +86,7 @@ def test_damaged_images_are_left_out_by_choice(image_folder, config, cache):
 def test_a_class_whose_images_are_all_damaged(image_folder, config):
     for path in (image_folder / "test/dog").iterdir():
         path.write_text("")
-    with pytest.raises(UserError, match=r"without images: dog \(left out: 2 damaged ones\)"):
+    with pytest.raises(UserError, match=r"without images: dog \(left out: 2 damaged images\)"):
         load_data(config(root=str(image_folder), damaged="skip"))
 
 

@@ -52,17 +52,17 @@ def test_only_data_sets_of_this_package_are_called(config, target):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"batch_size": 0}, "data.batch_size must be at least 1, not 0"),
-        ({"size": 0}, "data.size must be at least 1"),
-        ({"crop_padding": -1}, "data.crop_padding must be at least 0"),
-        ({"workers": -1}, "data.workers must be at least 0"),
+        ({"batch_size": 0}, "data.batch_size 0 must be at least 1"),
+        ({"size": 0}, "data.size 0 must be at least 1"),
+        ({"crop_padding": -1}, "data.crop_padding -1 must not be negative"),
+        ({"workers": -1}, "data.workers -1 must not be negative"),
         ({"damaged": "skipp"}, "unknown data.damaged 'skipp'; did you mean 'skip'"),
         ({"size": 257}, "data.size 257: digits are enlarged to at most 256"),
-        ({"val_fraction": 1.0}, r"data.val_fraction must be in \[0, 1\), not 1.0"),
+        ({"val_fraction": 1.0}, r"data.val_fraction 1.0 must be in \[0, 1\)"),
         ({"val_fraction": -0.1}, "data.val_fraction"),
         ({"val_fraction": float("nan")}, "data.val_fraction"),
         ({"mean": [0.5]}, "data.mean has 1 values and data.std has 3"),
-        ({"std": [0.5, 0.5, 0.0]}, "data.std must be above 0"),
+        ({"std": [0.5, 0.5, 0.0]}, r"data.std \[0.5, 0.5, 0.0\] must be above 0"),
         ({}, "have 3 values, the images have 1 channel$"),
     ],
 )
@@ -94,7 +94,8 @@ def test_shipped_configurations_are_complete(path):
 
 
 def test_shipped_digits_are_normalised():
-    config = OmegaConf.merge(OmegaConf.structured(DataConfig), OmegaConf.load(CONF / "digits.yaml"))
+    shipped = OmegaConf.load(CONF / "digits.yaml")
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), shipped))
     config.batch_size, config.val_fraction, config.crop_padding = 1437, 0.0, 0
     ((images, labels),) = loaders(load_data(config), config, seed=0).train
     assert images.shape == (1437, 1, 8, 8)

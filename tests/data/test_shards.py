@@ -17,7 +17,7 @@ from torchvision.datasets import ImageFolder
 
 from dqnet.data import load_data, loaders
 from dqnet.data.make_shards import main, make_shards
-from dqnet.data.shard_order import ShardOrder
+from dqnet.data.order import BatchOrder
 from dqnet.errors import UserError
 
 TWO_FILES = 4000 / 2**20  # megabytes of tar that two of the small images fill
@@ -106,7 +106,7 @@ def test_every_image_once_in_an_order_that_processes_do_not_change(
         return
 
     def order(rank=0, world_size=1):
-        made = ShardOrder(shard, indices, batch_size, 3, rank=rank, world_size=world_size)
+        made = BatchOrder(indices, batch_size, 3, rank=rank, world_size=world_size, shard=shard)
         made.epoch = epoch
         return made
 
@@ -125,7 +125,7 @@ def test_order_depends_on_seed_and_epoch_only():
     shard = torch.arange(10).repeat_interleave(10)
 
     def order(seed, epoch, skip=0):
-        made = ShardOrder(shard, torch.arange(100), 10, seed)
+        made = BatchOrder(torch.arange(100), 10, seed, shard=shard)
         made.epoch, made.skip = epoch, skip
         return torch.cat(made.batches()).tolist()
 
@@ -138,7 +138,7 @@ def test_order_depends_on_seed_and_epoch_only():
 
 def test_a_batch_comes_from_many_shards():
     shard = torch.arange(32).repeat_interleave(16)
-    batches = ShardOrder(shard, torch.arange(512), 32, 0).batches()
+    batches = BatchOrder(torch.arange(512), 32, 0, shard=shard).batches()
     assert min(len(shard[batch].unique()) for batch in batches) > 16
 
 
@@ -183,22 +183,21 @@ def other(a, i, value):
         (info(lambda i: i | {"class_names": "ab"}), "are to be lists of names"),
         (info(lambda i: i | {"class_names": [1, 2]}), "are to be lists of names"),
         (info(lambda i: i | {"splits": {"train": {}}}), "damaged: 'filenames'"),
-        (lambda root: (root / "_info.json").write_bytes(b"\xff{}"), "_info.json cannot be read"),
+        (lambda root: (root / "_info.json").write_bytes(b"\xff{}"), "_info.json is damaged"),
         (lambda root: (root / "train.npz").write_bytes(b"PK\x03\x04" * 9), "is missing or damaged"),
         (flipped, "train.npz is missing or damaged"),
-        (column("labels", lambda a: a[:-1]), r"shard is int64 \[12\], not int64 \[11\]"),
-        (column("shard", lambda a: a[:, None]), r"shard is int64 \[12, 1\], not int64 \[12\]"),
-        (column("shard", lambda a: a.astype(float)), "damaged: shard is float64"),
-        (column("labels", lambda a: a.astype(bool)), "damaged: labels is bool"),
-        (column("offset", lambda a: a - 10**6), "damaged: offset -[0-9]+ is out of range"),
-        (column("size", lambda a: -a), "damaged: size -[0-9]+ is out of range"),
-        (column("size", lambda a: a.astype(np.uint64) + 2**63), "size -[0-9]+ is out of range"),
-        (column("shard", lambda a: a + 1), "damaged: shard 6 is out of range"),
-        (column("labels", lambda a: other(a, 0, 2)), "damaged: labels 2 is out of range"),
+        (column("labels", lambda a: a[:-1]), r"damaged \(shard has shape \[12\]"),
+        (column("shard", lambda a: a[:, None]), r"damaged \(shard has shape \[12, 1\]"),
+        (column("shard", lambda a: a.astype(float)), "damaged .*float64"),
+        (column("offset", lambda a: a - 10**6), r"damaged \(offset is out of range"),
+        (column("size", lambda a: -a), r"damaged \(size is out of range"),
+        (column("size", lambda a: a.astype(np.uint64) + 2**63), "damaged .*uint64"),
+        (column("shard", lambda a: a + 1), r"damaged \(shard is out of range"),
+        (column("labels", lambda a: other(a, 0, 2)), r"damaged \(labels is out of range"),
         (column("offset", lambda a: other(a, 2, 2**63 - 1)), "train-00001.tar is missing or not"),
         (column("size", lambda a: other(a, 2, 2**63 - 1)), "train-00001.tar is missing or not"),
         (lambda root: (root / "_info.json").unlink(), "holds no whole set of shards"),
-        (lambda root: (root / "_info.json").write_text("{"), "_info.json cannot be read"),
+        (lambda root: (root / "_info.json").write_text("{"), "_info.json is damaged"),
         (lambda root: (root / "train.npz").write_text("x"), "train.npz is missing or damaged"),
         (lambda root: (root / "test-00001.tar").unlink(), "test-00001.tar is missing"),
         (lambda root: (root / "test-00001.tar").write_bytes(b"x" * 600), "is missing or not whole"),

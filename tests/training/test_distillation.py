@@ -34,10 +34,10 @@ def test_teacher_is_the_network_as_it_was_at_the_start(config, start):
     float_model = create_float_model(learning.config.model, 10, 1)
     load_float_weights(float_model, learning.config.model.checkpoint_path)
     expected = float_model.eval()(images)
-    torch.testing.assert_close(learning.teach(images), expected)
+    torch.testing.assert_close(learning.teacher(images), expected)
     learning.model.train()
     terms = Learner.step(learning, 0, images, labels)
-    torch.testing.assert_close(learning.teach(images), expected)
+    torch.testing.assert_close(learning.teacher(images), expected)
     assert terms["distillation"] > 0
 
 
@@ -57,7 +57,7 @@ def test_with_a_teacher_a_run_begins_as_without(config, start):
     taught, alone = (
         learner(config(*DYNAMIC, start, f"loss.distillation={weight}"))[0] for weight in (1, 0)
     )
-    assert alone.teach(torch.zeros(1, 1, 8, 8)) is None
+    assert alone.teacher is None
     for name, value in alone.model.state_dict().items():
         assert torch.equal(value, taught.model.state_dict()[name]), name
     one, other = (learning.state_dict()["random"] for learning in (taught, alone))

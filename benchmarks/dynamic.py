@@ -34,7 +34,7 @@ from benchmarks.measure import Timing, interleaved, machine, resident_bytes, sav
 from benchmarks.textbook import TextbookConv2d, textbook_network
 from dqnet.layers import QuantConv2d
 from dqnet.network import QuantizedModel
-from dqnet.runtime.malloc import keep_freed_memory
+from dqnet.runtime.devices import keep_freed_memory
 from dqnet.standard_output import take_every_character
 
 SMALL, LARGE = ("resnet20_cifar", 32, 128), ("resnet18", 224, 8)

@@ -23,10 +23,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from dqnet.circumstances import is_circumstance
+from dqnet.config import flatten
 from dqnet.errors import UserError, unknown_name
 from dqnet.overrides import as_hydra_reads
+from dqnet.processes import lost_process, reports_late
 from dqnet.runtime.files import write_atomically
-from dqnet.runtime.first_error import lost_process, reported_once
 from dqnet.runtime.lock import LOCK
 from dqnet.runtime.stop import Stopped
 from dqnet.standard_output import take_every_character
@@ -56,12 +57,21 @@ def to_object(schema: type[T], config: DictConfig) -> T:
     try:
         _check_tables(structured, config)
         merged = OmegaConf.merge(structured, config)
-        _check_finite(OmegaConf.to_container(merged, resolve=True))
+        for key, value in flatten(OmegaConf.to_container(merged, resolve=True)).items():
+            for number in value if isinstance(value, list) else [value]:
+                # No setting means .nan or .inf, and every comparison misses them.
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise UserError(f"{key} is {number}; a finite number is needed")
         return OmegaConf.to_object(merged)
     except ConfigKeyError as error:
         raise unknown_name("setting", error.full_key, _keys(structured)) from error
     except OmegaConfBaseException as error:
-        raise UserError(_omegaconf_line(error)) from error
+        key, first = error.full_key or "configuration", str(error).splitlines()[0]
+        if "Missing mandatory value" in first:
+            first = "a value is needed"
+        elif "is not a ListConfig" in first:
+            first = f"takes a list, e.g. {key}=[3]"
+        raise UserError(f"{key}: {first}") from error
 
 
 def run_name(overrides: Iterable[str]) -> str:
@@ -161,9 +171,8 @@ def start(main: Callable[[], Any], config_dir: Path, config_name: str, sweeps: b
 
 
 def _end(line: str, status: int = 1) -> NoReturn:
-    with reported_once() as mine:
-        if mine:
-            print(line, file=sys.stderr, flush=True)
+    reports_late()
+    print(line, file=sys.stderr, flush=True)
     sys.exit(status)
 
 
@@ -194,7 +203,7 @@ def _line(error: Exception, config_dir: Path, config_name: str) -> str:
     message = _one_line(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
-        return str(_unknown_choice(config_dir, group, choice, error.options))
+        return _unknown_choice(config_dir, group, choice, error.options)
     if _BAD_CHOICE in message:
         return _bad_choice_line(config_dir) or message
     if "missing EQUAL" in message:
@@ -219,21 +228,20 @@ def _line(error: Exception, config_dir: Path, config_name: str) -> str:
 def _bad_choice_line(config_dir: Path) -> str | None:
     """Hydra does not say which argument chose a number or null: the first that chooses no file."""
     for argument in sys.argv[1:]:
-        key, _, value = argument.partition("=")
-        group = config_dir / key.lstrip("+")
+        key, _, value = argument.lstrip("+").partition("=")
         if not key:
             return f"{argument!r} has no name: settings are NAME=VALUE, see --cfg job"
-        if group.is_dir() and not (group / f"{value}.yaml").exists():
-            return str(_unknown_choice(config_dir, key.lstrip("+"), value))
+        if (config_dir / key).is_dir() and not (config_dir / key / f"{value}.yaml").exists():
+            return _unknown_choice(config_dir, key, value)
     return None
 
 
 def _unknown_choice(
     config_dir: Path, group: str, choice: str, options: list[str] | None = None
-) -> UserError:
+) -> str:
     hint = "(any timm model: model.name=NAME)" if group == "model" else ""
     valid = options or [file.stem for file in (config_dir / group).glob("*.yaml")]
-    return unknown_name(group or "configuration", choice, valid, hint)
+    return str(unknown_name(group or "configuration", choice, valid, hint))
 
 
 def _check_tables(structured: DictConfig, config: DictConfig, prefix: str = "") -> None:
@@ -253,42 +261,20 @@ def _check_tables(structured: DictConfig, config: DictConfig, prefix: str = "") 
         _check_tables(structured[key], value, f"{name}.")
 
 
-def _check_finite(value: Any, key: str = "") -> None:
-    """Raises UserError for .nan or .inf, which no setting means and every comparison misses."""
-    if isinstance(value, dict):
-        for name, child in value.items():
-            _check_finite(child, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list):
-        for child in value:
-            _check_finite(child, key)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{key} is {value}; a finite number is needed")
-
-
-def _omegaconf_line(error: OmegaConfBaseException) -> str:
-    key = getattr(error, "full_key", None) or "configuration"
-    first = str(error).splitlines()[0]
-    if "Missing mandatory value" in first:
-        return f"{key}: a value is needed"
-    if "is not a ListConfig" in first:
-        return f"{key}: takes a list, e.g. {key}=[3]"
-    return f"{key}: {first}"
-
-
 def _known_settings(config_dir: Path, config_name: str) -> list[str]:
     """Every key of the default configuration, in dotted form."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config_dir), version_base="1.3"):
-        config = compose(config_name)
-    return list(_keys(config))
+        return _keys(compose(config_name))
 
 
-def _keys(config: DictConfig) -> Iterable[str]:
-    return _dotted(OmegaConf.to_container(config))
+def _keys(config: DictConfig) -> list[str]:
+    """The dotted names of all settings and tables."""
 
+    def dotted(tree: dict[Any, Any], prefix: str) -> Iterable[str]:
+        for key, value in tree.items():
+            yield f"{prefix}{key}"
+            if isinstance(value, dict):
+                yield from dotted(value, f"{prefix}{key}.")
 
-def _dotted(tree: dict[Any, Any], prefix: str = "") -> Iterable[str]:
-    for key, value in tree.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from _dotted(value, f"{prefix}{key}.")
+    return list(dotted(OmegaConf.to_container(config), ""))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -113,26 +112,20 @@ class Evaluation:
 
     def write_csv(self, path: Path) -> None:
         """One row per image; routed layers' widths stand under their module names."""
-        head = ["index", "label", "prediction", "correct", "confidence", "bit_flops"]
-        costs = [""] * len(self.labels) if self.cost is None else self.cost.tolist()
+        import pandas  # half a second, spared where nothing is written
 
-        def write(temporary: Path) -> None:
-            with temporary.open("w", newline="") as file:
-                rows = csv.writer(file)
-                rows.writerow(head + self.routed_names)
-                columns = zip(
-                    self.labels.tolist(),
-                    self.predictions.tolist(),
-                    self.confidence.tolist(),
-                    costs,
-                    ([self.widths[k] for k in row] for row in self.chosen.tolist()),
-                    strict=True,
-                )
-                for i, (label, prediction, confidence, cost, row) in enumerate(columns):
-                    correct = int(label == prediction)
-                    rows.writerow([i, label, prediction, correct, confidence, cost, *row])
-
-        write_atomically(path, write)
+        columns = {
+            "index": range(len(self.labels)),
+            "label": self.labels,
+            "prediction": self.predictions,
+            "correct": self.correct.int(),
+            "confidence": self.confidence,
+            "bit_flops": "" if self.cost is None else self.cost,
+        }
+        for name, chosen in zip(self.routed_names, self.chosen.t().tolist(), strict=True):
+            columns[name] = [self.widths[k] for k in chosen]
+        table = pandas.DataFrame(columns)
+        write_atomically(path, partial(table.to_csv, index=False, lineterminator="\r\n"))
 
 
 def percent(hits: Tensor) -> float:
@@ -161,7 +154,7 @@ def evaluate(
     quantized = model if isinstance(model, QuantizedModel) else None
     training = model.training
     model.eval()
-    collected: list[tuple[Tensor, ...]] = []
+    collected: list[dict[str, Tensor]] = []
     for images, labels in batches:
         images, labels = prepare(images), labels.to(next(model.parameters()).device)
         with autocast():
@@ -172,30 +165,24 @@ def evaluate(
                 routing = scores = images.new_zeros(len(images), 0, 1)
         logits = logits.float()
         best = logits.topk(min(5, logits.shape[1])).indices
-        rows = [
-            labels,
-            best,
-            logits.softmax(1).gather(1, best).double(),
-            F.cross_entropy(logits, labels, reduction="none").double(),
-            routing.argmax(-1),
-            scores.float(),
-        ]
+        rows = {
+            "labels": labels,
+            "top_classes": best,
+            "top_probabilities": logits.softmax(1).gather(1, best).double(),
+            "losses": F.cross_entropy(logits, labels, reduction="none").double(),
+            "chosen": routing.argmax(-1),
+            "scores": scores.float(),
+        }
         if quantized:
-            rows += [bit_flops(quantized, routing), mean_width(quantized, routing.double())]
-        collected.append(tuple(row.cpu() for row in rows))
+            rows["cost"] = bit_flops(quantized, routing)
+            rows["mean_widths"] = mean_width(quantized, routing.double())
+        collected.append({name: column.cpu() for name, column in rows.items()})
     model.train(training)
-    columns = gathered_parts([torch.cat(rows) for rows in zip(*collected, strict=True)])
-    labels, top_classes, top_probabilities, losses, chosen, scores = columns[:6]
-    cost, widths = columns[6:] or (None, None)
+    names = collected[0].keys()
+    columns = gathered_parts([torch.cat([rows[name] for rows in collected]) for name in names])
+    figures = {"cost": None, "mean_widths": None} | dict(zip(names, columns, strict=True))
     return Evaluation(
-        labels=labels,
-        top_classes=top_classes,
-        top_probabilities=top_probabilities,
-        losses=losses,
-        cost=cost,
-        mean_widths=widths,
-        chosen=chosen,
-        scores=scores,
+        **figures,
         widths=quantized.widths if quantized else (),
         layers=quantized.layers if quantized else (),
     )

@@ -37,13 +37,22 @@ class SplitPoint:
         """
         if self.name is None:
             return
-        try:
-            _check(model, trace, self.name, read)
-        except UserError as error:
-            if not self.found:
-                raise
-            found = "the model lists it as its first stage, so name another with shared_until=..."
-            raise UserError(f"{error}; {found}") from error
+        modules = [name for name, _ in model.named_modules() if name]
+        shape = list(trace.shapes.get(self.name, ()))
+        if self.name not in modules:
+            raise unknown_name("split point", self.name, modules)
+        if not shape:
+            problem = "never returned a tensor when the model ran"
+        elif read and len(shape) not in (3, 4):
+            problem = (
+                f"returns shape {shape}; the controller reads feature maps [N, C, H, W] or tokens "
+                "[N, T, C]: choose an earlier module"
+            )
+        else:
+            return
+        if self.found:
+            problem += "; the model lists it as its first stage, so name another with shared_until"
+        raise UserError(f"split point {self.name!r} {problem}")
 
 
 def split_point(
@@ -61,24 +70,25 @@ def split_point(
     Raises:
         UserError: if there has to be one and none is named or found.
     """
-    if name == "auto":
-        if controller.kind == "separate" or not dynamic:
-            return SplitPoint(None)
-        stages = getattr(model, "feature_info", None) or []
-        # Some models hold a FeatureInfo object, which lists alike.
-        stages = [s["module"] for s in getattr(stages, "info", stages)]
-        if len(stages) < 2:
-            raise UserError(
-                "the model does not list its stages, so its split point cannot be found: "
-                "name the last shared module with shared_until"
-            )
-        first = stages[0] if _is_stage(model, stages[0]) else stages[1]
-        return SplitPoint(first, found=True)
+    needed = controller.kind == "shared" and dynamic
     if name is not None and not isinstance(name, str):
         raise UserError(f"shared_until is a {type(name).__name__}; give the module's name, a str")
-    if name is None and controller.kind == "shared" and dynamic:
+    if name is None and needed:
         raise UserError("a shared controller reads a module's output: name it in shared_until")
-    return SplitPoint(name)
+    if name != "auto":
+        return SplitPoint(name)
+    if controller.kind == "separate" or not dynamic:
+        return SplitPoint(None)
+    stages = getattr(model, "feature_info", None) or []
+    # Some models hold a FeatureInfo object, which lists alike.
+    stages = [s["module"] for s in getattr(stages, "info", stages)]
+    if len(stages) < 2:
+        raise UserError(
+            "the model does not list its stages, so its split point cannot be found: "
+            "name the last shared module with shared_until"
+        )
+    first = stages[0] if _is_stage(model, stages[0]) else stages[1]
+    return SplitPoint(first, found=True)
 
 
 def _is_stage(model: nn.Module, name: str) -> bool:
@@ -86,16 +96,3 @@ def _is_stage(model: nn.Module, name: str) -> bool:
     module = dict(model.named_modules()).get(name, model)
     layers = [m for m in module.modules() if isinstance(m, QUANTIZABLE)]
     return module is not model and len(layers) > 1 and not name.startswith("stem")
-
-
-def _check(model: nn.Module, trace: Trace, name: str, read: bool) -> None:
-    modules = dict(model.named_modules())
-    if name not in modules or not name:
-        raise unknown_name("split point", name, [n for n in modules if n])
-    if name not in trace.shapes:
-        raise UserError(f"split point {name!r} never returned a tensor when the model ran")
-    if read and len(trace.shapes[name]) not in (3, 4):
-        raise UserError(
-            f"split point {name!r} returns shape {list(trace.shapes[name])}; the controller reads "
-            "feature maps [N, C, H, W] or tokens [N, T, C]: choose an earlier module"
-        )

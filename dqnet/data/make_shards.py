@@ -15,7 +15,6 @@ import json
 import sys
 import tarfile
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -102,20 +101,21 @@ def _write(
     """Writes one part; returns what ``_info.json`` says of it."""
     shard, offset, size = [], [], []
     names: list[str] = []
-    with ExitStack() as opened:
-        for number, index in enumerate(order.tolist()):
-            if not names or tar.offset >= limit:
-                opened.close()
-                names.append(f"{name}-{len(names):05d}.tar")
-                tar = tarfile.open(destination / names[-1], "w", format=tarfile.USTAR_FORMAT)
-                opened.enter_context(tar)
-            path = Path(files.paths[index])
-            content, suffix = path.read_bytes(), path.suffix.lower()
-            shard.append(len(names) - 1)
-            offset.append(tar.offset + tarfile.BLOCKSIZE)  # behind the header
-            size.append(len(content))
-            _add(tar, f"{number:09d}{'.jpg' if suffix in JPEG_SUFFIXES else suffix}", content)
-            _add(tar, f"{number:09d}.cls", b"%d" % files.labels[index])
+    tar: tarfile.TarFile | None = None
+    for number, index in enumerate(order.tolist()):
+        if tar is None or tar.offset >= limit:
+            if tar is not None:
+                tar.close()
+            names.append(f"{name}-{len(names):05d}.tar")
+            tar = tarfile.open(destination / names[-1], "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        path = Path(files.paths[index])
+        content, suffix = path.read_bytes(), path.suffix.lower()
+        shard.append(len(names) - 1)
+        offset.append(tar.offset + tarfile.BLOCKSIZE)  # behind the header
+        size.append(len(content))
+        _add(tar, f"{number:09d}{'.jpg' if suffix in JPEG_SUFFIXES else suffix}", content)
+        _add(tar, f"{number:09d}.cls", b"%d" % files.labels[index])
+    tar.close()
     columns = {"shard": np.array(shard), "offset": np.array(offset), "size": np.array(size)}
     np.savez(destination / f"{name}.npz", labels=files.labels[order].numpy(), **columns)
     return {

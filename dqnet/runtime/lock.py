@@ -22,10 +22,6 @@ def held(folder: Path, wait: bool = True) -> Iterator[None]:
     Jobs may outlive the sweep that started them (on a cluster they do): a sweep started again
     must not write into the folders they still write into.
 
-    Args:
-        folder: the folder.
-        wait: for a process that holds it; otherwise that is an error.
-
     Raises:
         UserError: if another process holds the folder and ``wait`` is false.
     """
@@ -34,21 +30,14 @@ def held(folder: Path, wait: bool = True) -> Iterator[None]:
         return
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("ab") as file:
-        if not _lock(file.fileno()):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             if not wait:
-                raise UserError(f"another process is at work in {folder}")
+                raise UserError(f"another process is at work in {folder}") from None
             print(f"another process is at work in {folder}: waiting for it", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS_HERE:
+                raise
         yield
-
-
-def _lock(file: int) -> bool:
-    """Whether the lock could be had at once, or the file system knows none."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS_HERE:
-            raise
-    return True

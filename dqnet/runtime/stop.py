@@ -40,7 +40,10 @@ class StopRequest:
         """``batches``; raises :class:`Stopped` instead of the next one once a signal has come."""
         iterator = iter(batches)
         while True:
-            self._check()
+            # Processes that wait for each other have to stop at the same batch.
+            number = largest(self.number or 0)
+            if number:
+                raise Stopped(number)
             try:
                 batch = next(iterator)
             except StopIteration:
@@ -50,12 +53,6 @@ class StopRequest:
                     raise Stopped(self.number) from None
                 raise
             yield batch
-
-    def _check(self) -> None:
-        # Processes that wait for each other have to stop at the same batch.
-        number = largest(self.number or 0)
-        if number:
-            raise Stopped(number)
 
 
 @contextmanager

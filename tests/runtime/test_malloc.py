@@ -11,7 +11,7 @@ import pytest
 
 CODE = """
 import resource, sys, torch
-from dqnet.runtime.malloc import keep_freed_memory
+from dqnet.runtime.devices import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def round():

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from several import several
 
-from dqnet.runtime.rendezvous import connect
+from dqnet.processes import connect
 
 
 def start(agent, late):

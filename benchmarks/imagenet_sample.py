@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from dqnet.data.class_folders import class_folders, files_below
+
 from dqnet.data.make_shards import write_shards
 from dqnet.data.splits import ImageFiles
 from dqnet.errors import UserError

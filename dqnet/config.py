@@ -90,6 +90,15 @@ class CalibrationConfig:
 
 
 @dataclass
+class PostTrainingConfig:
+    """What follows calibration, beside or instead of training."""
+
+    adaround: int = 0  # iterations for each layer; 0: weights are rounded to nearest
+    bias_correction: bool = False
+    images: int = 256  # of those of the calibration
+
+
+@dataclass
 class QuantConfig:
     """How the model is converted; the arguments of :func:`dqnet.quantize`.
 
@@ -108,6 +117,7 @@ class QuantConfig:
     weight: TensorQuantConfig = field(default_factory=TensorQuantConfig)
     input: TensorQuantConfig = field(default_factory=TensorQuantConfig)
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    post_training: PostTrainingConfig = field(default_factory=PostTrainingConfig)
     options: dict[str, Any] = field(default_factory=dict)  # the quantizers' own arguments
     parameter_decay: float = MISSING  # weight decay of clipping values that ask for one (PACT)
     choice_gradient: str = MISSING  # "exact" or "sampled"
@@ -268,6 +278,8 @@ RANGES: dict[str, Range] = {
     "data.val_fraction": _BELOW_1,
     "data.std": _ABOVE_0,
     "quant.calibration.images": _AT_LEAST_1,
+    "quant.post_training.adaround": _NOT_NEGATIVE,
+    "quant.post_training.images": _AT_LEAST_1,
     "quant.parameter_decay": _NOT_NEGATIVE,
     "loss.alpha": _NOT_NEGATIVE,
     "loss.mutual_information": _NOT_NEGATIVE,

@@ -105,7 +105,7 @@ class QuantizedModel(BackboneInterface):
             UserError: if it was changed after its conversion into one that has no such plan.
         """
         if not torch.compiler.is_compiling() and not self._structure.unchanged:
-            with self._unquantized():
+            with self.unquantized():
                 self._plan = plan_of_changed(self.backbone, self._structure, self._image_shape)
             self._structure = Structure(self.backbone, self._plan)
             self._router.names = tuple(layer.name for layer in self._plan.routed)
@@ -211,7 +211,7 @@ class QuantizedModel(BackboneInterface):
         self._router.open(self.route(scores) if current.forced is None else current.forced)
 
     @contextmanager
-    def _unquantized(self) -> Iterator[None]:
+    def unquantized(self) -> Iterator[None]:
         """The backbone runs in full precision meanwhile; no quantizer sees anything."""
         layers = [module for module in self.backbone.modules() if isinstance(module, QuantLayer)]
         self._router.bypassed = True

@@ -21,6 +21,7 @@ ORDER = [
     "backbone_interface controller",
     "network",
     "convert fold calibration",
+    "post_training",
     "costs",
     "losses",
     "models data",

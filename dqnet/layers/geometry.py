@@ -77,9 +77,15 @@ class ConvGeometry:
             margins += [total // 2, total - total // 2]
         return tuple(margins)
 
+    def padded(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The input with its zeros around it."""
+        vertical, horizontal = self.padding
+        zeros = (horizontal, horizontal, vertical, vertical)
+        return F.pad(x, self._margins(x, weight) if self.same else zeros)
+
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if self.same:
-            x = F.pad(x, self._margins(x, weight))
+            x = self.padded(x, weight)
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def backward(

@@ -82,6 +82,7 @@ class QuantLayer(nn.Module):
         self.unquantized = False
         self.calibrating = False
         self._weights = WeightCache()
+        self._behind = False  # whether the weight may have changed since its quantizer followed it
         self.to(self.weight)  # device= and dtype= are of all parameters
 
     @property
@@ -95,8 +96,9 @@ class QuantLayer(nn.Module):
     def train(self, mode: bool = True) -> QuantLayer:
         """As of any module; quantized weights that evaluation has kept are dropped."""
         self._weights.clear()
-        if self.training and not mode and self.weight_quantizer.ready:
+        if self._behind and not mode:
             self.weight_quantizer.follow(self.weight)  # the optimizer's last step
+            self._behind = False
         return super().train(mode)
 
     def observe(self, x: Tensor) -> None:
@@ -110,6 +112,7 @@ class QuantLayer(nn.Module):
             # The whole batch of all processes, whatever precisions its images chose.
             self.input_quantizer.prepare(gathered(x.detach()))
         if self.training:
+            self._behind = True
             self.weight_quantizer.follow(self.weight)
             self.input_quantizer.follow(x)
 

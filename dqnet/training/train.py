@@ -28,6 +28,7 @@ from dqnet.training.checkpoint import check_same_data, load_checkpoint
 from dqnet.training.learner import Learner
 from dqnet.training.logging import RunLog, check_logger
 from dqnet.training.metrics import epoch_line, epoch_metrics, run_summary
+from dqnet.training.post_train import post_train
 from dqnet.training.run_state import NotFiniteError, RunState, read_state
 from dqnet.training.tables import print_left_out, print_line, print_summary
 
@@ -73,7 +74,7 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
         run.resume(*found, console)
         del found  # a second copy of all weights
     log = RunLog(run)
-    _prepare(run)
+    _prepare(run, console)
     evaluation: Evaluation | None = None
     try:
         with stop_request() as stop:
@@ -114,14 +115,16 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
     return summary
 
 
-def _prepare(run: RunState) -> None:
+def _prepare(run: RunState, console: Console) -> None:
     """Writes ``plan.json`` and calibrates; without epochs the network is then as it will be."""
     learner, epochs = run.learner, run.config.trainer.epochs
     model = learner.model
     if isinstance(model, QuantizedModel) and run.is_new:
         write_text(run.folder / "plan.json", model.plan.dumps())
         if epochs == 0 or run.config.quant.calibration.before_training:
-            calibrate(model, (learner.device.images(images) for images, _ in run.data.observed))
+            batches = [learner.device.images(images) for images, _ in run.data.observed]
+            calibrate(model, batches)
+            post_train(run, batches, console)
     if epochs == 0:
         if learner.ema is not None:
             learner.ema.set(model)

@@ -65,9 +65,7 @@ def test_a_method_of_weights_alone_is_refused_for_inputs():
 
     try:
         assert find_quantizers(("codebook", "lsq"))[0] is Codebook
-        with pytest.raises(
-            UserError, match="'codebook' is not for a layer's input; valid: affine"
-        ):
+        with pytest.raises(UserError, match="'codebook' is not for a layer's input; valid: affine"):
             find_quantizers("codebook")
     finally:
         del Quantizer.registry["codebook"]

@@ -10,6 +10,8 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,8 +19,12 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from dqnet.cli import to_object
 from dqnet.config import EvalConfig, TrainConfig
@@ -192,6 +198,36 @@ def settings_in_text() -> list[tuple[str, ...]]:
     return [words for words in found if not {"experiment=mine", "quant=max_abs"} & {*words}]
 
 
+@cache
+def of_choices(script: str, choices: tuple[str, ...]) -> DictConfig:
+    """What is composed for choices of files; settings differ among fewer of these than settings."""
+    return composed(script, choices)
+
+
+def with_settings(script: str, words: list[str]) -> DictConfig:
+    """What ``composed`` returns; values are set as Hydra sets them once it has composed."""
+    parsed = [OverridesParser.create().parse_override(as_hydra_reads(word)) for word in words]
+    values = [
+        o for o in parsed if not (CONF / o.key_or_group).is_dir() and "hydra" not in o.key_or_group
+    ]
+    choices = [word for word, o in zip(words, parsed, strict=True) if o not in values]
+    config = deepcopy(of_choices(script, tuple(choices)))
+    for one in values:
+        with open_dict(config) if one.is_add() else nullcontext():
+            OmegaConf.update(
+                config, one.key_or_group, one.value(), merge=True, force_add=one.is_add()
+            )
+    return config
+
+
+def test_values_are_set_as_by_hydra():
+    words = ["quant=lsq", "quant.widths=[w4a8]", "+quant.options.x=1", "optim.lr=0.5"]
+    assert with_settings("train.py", words) == composed("train.py", words)
+    for wrong in ("optim.lrr=1", "optim.new.lr=1"):
+        with pytest.raises((HydraException, OmegaConfBaseException)):
+            with_settings("train.py", [wrong])
+
+
 def test_settings_in_the_text_exist():
     found = settings_in_text()
     assert len(found) >= 30
@@ -201,7 +237,7 @@ def test_settings_in_the_text_exist():
         for script, schema in SCHEMAS.items():
             overrides = [CHOICES.get(word, word) for word in words]
             try:
-                to_object(schema, composed(script, overrides))
+                to_object(schema, with_settings(script, overrides))
                 break
             except Exception as error:
                 errors.append(str(error).splitlines()[0])

@@ -1,5 +1,6 @@
 """Grids: what they run, that they end, and that a second start repeats nothing."""
 
+import fcntl
 import subprocess
 import sys
 from dataclasses import replace
@@ -229,16 +230,24 @@ def test_a_killed_sweep_continues_where_it_was(start, command, tiny, tmp_path):
     assert [result.out.count(f"│ {s}") for s in ("failed", "complete before", "done")] == [1] * 3
 
 
-def test_a_run_at_work_elsewhere_is_waited_for(command, tiny, tmp_path):
+def test_a_run_at_work_elsewhere_is_waited_for(command, tiny, tmp_path, monkeypatch):
     """As when a sweep was killed on the machine that started it, but not its jobs on a cluster."""
     (tmp_path / "runs/run").mkdir(parents=True)
-    hold = "import fcntl, time; f = open('runs/run/.lock', 'w'); fcntl.flock(f, fcntl.LOCK_EX)"
-    hold += "; print(flush=True); time.sleep(2)"
-    elsewhere = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, cwd=tmp_path)
-    elsewhere.stdout.readline()
-    result = command("train.py", "-m", *tiny, "hydra.sweep.subdir=run")
-    assert elsewhere.poll() == 0
+    hold = "import fcntl, sys; f = open('runs/run/.lock', 'w'); fcntl.flock(f, fcntl.LOCK_EX)"
+    hold += "; print(flush=True); sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", hold], cwd=tmp_path, **pipes) as elsewhere:
+        elsewhere.stdout.readline()
+        flock = fcntl.flock
+
+        def ends_when_waited_for(file, operation):
+            if operation == fcntl.LOCK_EX:
+                elsewhere.stdin.close()
+            flock(file, operation)
+
+        monkeypatch.setattr(fcntl, "flock", ends_when_waited_for)
+        result = command("train.py", "-m", *tiny, "hydra.sweep.subdir=run")
+        assert elsewhere.poll() == 0
     assert result.status == 0
     assert "another process is at work in" in result.out
     assert epochs(tmp_path / "runs/run") == [0]
-    elsewhere.stdout.close()

@@ -27,7 +27,7 @@ from dqnet.evaluation.evaluate_cascade import evaluate_cascade
 from dqnet.evaluation.evaluate_checkpoint import evaluate_checkpoint
 from dqnet.evaluation.tables import print_evaluation
 from dqnet.report.runs import read_run
-from dqnet.training.logging import WandbLogger
+from dqnet.training.logging import start_wandb
 from dqnet.training.tables import print_line
 
 REPORTS = ("none", "html")
@@ -61,14 +61,15 @@ def evaluate_and_report(config: EvalConfig, console: Console | None = None) -> d
     if config.logger.name == "wandb":
         # A run that was trained with W&B goes on as the same run.
         trained = evaluated.trained
-        logger = WandbLogger(
+        run = start_wandb(
             config.logger, asdict(trained.config), folder, trained.content["wandb_id"]
         )
         if config.report.name == "html":
             from dqnet.report.page.wandb import log_report
 
-            log_report(logger.run, folder)
-        logger.finish({"eval": results})
+            log_report(run, folder)
+        run.summary.update({"eval": results})
+        run.finish()
     print_evaluation(console, results, evaluated.points)
     print_line(console, f"written: {', '.join(map(str, written))}")
     return results

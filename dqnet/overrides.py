@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -36,35 +35,29 @@ def as_hydra_reads(argument: str, sweeps: bool = True) -> str:
         argument: as typed; anything but NAME=VALUE is returned unchanged.
         sweeps: whether the command takes several values, separated by commas, for one setting.
     """
-    name, equals, value = argument.partition("=")
-    if not equals or not _KEY.fullmatch(name):
+    name, _, value = argument.partition("=")
+    key, readable, exists = name.lstrip("+"), _read(value) is not None, _exists(value)
+    if not value or not _KEY.fullmatch(name) or (_QUOTED.fullmatch(value) and not exists):
         return argument
-    key = name.lstrip("+")
     if key in LISTS and value.startswith("[") and value.endswith("]"):
-        return argument if _reads(value)[0] else f"{name}=[{_elements(value[1:-1])}]"
-    if key in INPUTS and sweeps and "," in value and not _exists(value):
-        return argument if _reads(value)[0] else f"{name}={_elements(value)}"
+        return argument if readable else f"{name}=[{_elements(value[1:-1])}]"
+    if key in INPUTS and sweeps and "," in value and not exists:
+        return argument if readable else f"{name}={_elements(value)}"
     if key in INPUTS | OUTPUTS:
         return f"{name}={_path(value)}"
-    return f"{name}={_text(value)}"
+    if readable or (set("=,[]{}()\\") & set(value) and not exists):
+        return argument
+    return f"{name}={_quote(value)}"
 
 
 def _path(value: str) -> str:
     """A path, in quotes unless Hydra reads these very characters or they are its own syntax."""
-    if not value or value.lower() == "null" or (_QUOTED.fullmatch(value) and not _exists(value)):
+    if value.lower() == "null" or (_QUOTED.fullmatch(value) and not _exists(value)):
         return value
     path = _expanded(value)
-    readable, read = _reads(path)
-    if readable and (str(read) == path or ("\\" in path and not _exists(path))):
-        return path
-    return _quote(path)
-
-
-def _text(value: str) -> str:
-    """A value of any other setting, in quotes if nothing in it can be meant as Hydra's syntax."""
-    if not value or _QUOTED.fullmatch(value) or _reads(value)[0]:
-        return value
-    return value if set("=,[]{}()\\") & set(value) and not _exists(value) else _quote(value)
+    read = _read(path)
+    is_syntax = read is not None and "\\" in path and not _exists(path)
+    return path if is_syntax or read == path else _quote(path)
 
 
 def _elements(values: str) -> str:
@@ -78,12 +71,12 @@ def _elements(values: str) -> str:
     return ",".join(elements)
 
 
-def _reads(value: str) -> tuple[bool, Any]:
-    """Whether Hydra can read a value as it stands, and what it takes it for."""
+def _read(value: str) -> str | None:
+    """What Hydra takes a value for that it can read as it stands, as a text."""
     try:
-        return True, OverridesParser.create().parse_override(f"x={value}").value()
+        return str(OverridesParser.create().parse_override(f"x={value}").value())
     except HydraException:
-        return False, None
+        return None
 
 
 def _exists(value: str) -> bool:

@@ -30,33 +30,23 @@ def load_data(config: DataConfig) -> Splits:
     """Check ``config`` and call the function its ``_target_`` names.
 
     Raises:
-        UserError: a value is out of range, ``mean`` and ``std`` do not fit the images, labels do
-            not fit the classes, or ``_target_`` is not a data set of ``dqnet.data`` (a
-            configuration may come with a downloaded checkpoint, which must not choose the code
-            that runs); and whatever the function itself cannot do.
+        UserError: a value is out of range, ``mean`` and ``std`` do not fit the images, there is one
+            class, or ``_target_`` is not a data set of ``dqnet.data`` (a configuration may come
+            with a downloaded checkpoint, which must not choose the code that runs); and whatever
+            the function itself cannot do.
     """
     check_ranges(config, "data")
     if config.damaged not in DAMAGED:
         raise unknown_name("data.damaged", config.damaged, DAMAGED)
-    means, stds = len(config.mean), len(config.std)
-    if means != stds:
-        raise UserError(f"data.mean has {means} values and data.std has {stds}, not as many")
     load = _resolve(config._target_)
     with local_main_first() if config.download else nullcontext():
         splits = load(config)
-    classes, channels = splits.num_classes, splits.image_shape[0]
-    if classes < 2:
-        raise UserError(f"the data has {classes} class; at least 2 can be told apart")
-    for name, part in (("training", splits.train), ("test", splits.test)):
-        outside = part.labels[(part.labels < 0) | (part.labels >= classes)]
-        if len(outside):
-            raise UserError(
-                f"the {name} part has the label {outside[0]}; "
-                f"with {classes} classes labels go from 0 to {classes - 1}"
-            )
-    if means != channels:
+    if splits.num_classes < 2:
+        raise UserError(f"the data has {splits.num_classes} class; at least 2 can be told apart")
+    means, stds, channels = len(config.mean), len(config.std), splits.image_shape[0]
+    if not means == stds == channels:
         raise UserError(
-            f"data.mean and data.std have {means} values, the images have {channels} "
+            f"data.mean has {means} values and data.std has {stds}, the images have {channels} "
             f"channel{'s' if channels > 1 else ''}"
         )
     return splits

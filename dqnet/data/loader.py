@@ -30,11 +30,6 @@ class Loader(ABC):
         """Number of batches of this process."""
         return len(self.order)
 
-    @property
-    def num_samples(self) -> int:
-        """Images in one pass, over all processes."""
-        return self.order.num_samples
-
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
         """Choose the next pass: its epoch, from 0, and how many batches of it to leave out.
 

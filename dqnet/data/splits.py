@@ -22,8 +22,17 @@ from dqnet.errors import UserError
 DAMAGED = "damaged images"
 
 
+class _Labelled:
+    """As many as there are labels."""
+
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
 @dataclass(frozen=True, eq=False)
-class ImageArray:
+class ImageArray(_Labelled):
     """Images in memory, all of one size.
 
     Attributes:
@@ -34,12 +43,9 @@ class ImageArray:
     images: Tensor
     labels: Tensor
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
 
 @dataclass(frozen=True, eq=False)
-class ImageFiles:
+class ImageFiles(_Labelled):
     """Image files of any size, decoded anew in every epoch.
 
     Attributes:
@@ -50,16 +56,13 @@ class ImageFiles:
     paths: tuple[str, ...]
     labels: Tensor
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def image(self, index: int) -> Image.Image:
         """Decodes one image; see :func:`dqnet.data.decode.read_image`."""
         return read_image(self.paths[index])
 
 
 @dataclass(frozen=True, eq=False)
-class ImageShards:
+class ImageShards(_Labelled):
     """Image files inside tar files, each of which is read by itself.
 
     Attributes:
@@ -74,9 +77,6 @@ class ImageShards:
     offset: Tensor
     size: Tensor
     labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
         """Decodes one image; see :func:`dqnet.data.decode.read_image`."""

@@ -53,12 +53,10 @@ class MetricsFile:
         append_line(self.path, json.dumps(metrics))
 
 
-class WandbLogger:
-    """One Weights & Biases run, offline unless told otherwise.
-
-    A run that was killed and continued has one unbroken history: what W&B is told is kept in
-    ``wandb.jsonl`` too, and told again where it was lost with the process, or, offline, where it is
-    in the files of an earlier start, of which an upload takes one.
+def start_wandb(
+    config: LoggerConfig, run_config: dict[str, Any], folder: Path, run_id: str | None
+) -> Any:
+    """Starts a Weights & Biases run and returns it; offline unless told otherwise.
 
     Args:
         config: its project, mode and group.
@@ -66,44 +64,58 @@ class WandbLogger:
         folder: the run folder; W&B's files go below it.
         run_id: the identity of a run that is being continued.
     """
+    import wandb  # a second's import, spared where it is not used
 
-    def __init__(
-        self, config: LoggerConfig, run_config: dict[str, Any], folder: Path, run_id: str | None
-    ) -> None:
-        import wandb  # a second's import, spared where it is not used
+    try:
+        return wandb.init(
+            project=config.project,
+            group=config.group,
+            mode=config.mode,
+            config=run_config,
+            dir=folder,
+            name=folder.name,
+            id=run_id,
+            resume="allow" if run_id else None,
+            # A job of the same sweep that failed has left its run open.
+            reinit="finish_previous",
+            settings=wandb.Settings(silent=True),
+        )
+    except wandb.errors.Error as error:
+        raise UserError(f"wandb could not start: {error}") from error
 
-        self._wandb = wandb
-        try:
-            self.run = wandb.init(
-                project=config.project,
-                group=config.group,
-                mode=config.mode,
-                config=run_config,
-                dir=folder,
-                name=folder.name,
-                id=run_id,
-                resume="allow" if run_id else None,
-                # A job of the same sweep that failed has left its run open.
-                reinit="finish_previous",
-                settings=wandb.Settings(silent=True),
-            )
-        except wandb.errors.Error as error:
-            raise UserError(f"wandb could not start: {error}") from error
-        self._folder = folder
-        self._told = MetricsFile(folder / "wandb.jsonl")
 
-    def continue_after(self, epochs: int) -> None:
-        """Tells W&B again what it may have lost of the first ``epochs`` epochs."""
-        for record in self._told.keep_until(epochs):
-            self._tell(record)
-        # Offline, this start's files now hold all of the run and those of earlier ones a part.
-        own = Path(self.run.dir).parent.name
-        for path in (self._folder / "wandb").glob(f"offline-run-*-{self.run.id}"):
-            if path.name != own:
-                shutil.rmtree(path)
+class RunLog:
+    """``metrics.jsonl`` and W&B, both continued after the epochs that a run has done.
 
-    def log(self, metrics: dict[str, Any], evaluation: Evaluation) -> None:
-        """An epoch's metrics, and the histogram of widths of every routed layer."""
+    A W&B run that was killed and continued has one unbroken history: what W&B is told is kept in
+    ``wandb.jsonl`` too, and told again where it was lost with the process, or, offline, where it is
+    in the files of an earlier start, of which an upload takes one.
+
+    Args:
+        run: the run, which gets its W&B identity; only the main process's is known to W&B.
+    """
+
+    def __init__(self, run: RunState) -> None:
+        self._metrics = MetricsFile(run.folder / "metrics.jsonl")
+        self._metrics.keep_until(run.done)
+        self._wandb, config = None, run.config
+        if config.logger.name == "wandb" and is_main():
+            self._wandb = start_wandb(config.logger, asdict(config), run.folder, run.wandb_id)
+            self._told = MetricsFile(run.folder / "wandb.jsonl")
+            for record in self._told.keep_until(run.done):
+                self._tell(record)
+            # Offline, this start's files now hold all of the run and those of earlier ones a part.
+            own = Path(self._wandb.dir).parent.name
+            for path in (run.folder / "wandb").glob(f"offline-run-*-{self._wandb.id}"):
+                if path.name != own:
+                    shutil.rmtree(path)
+        run.wandb_id = None if self._wandb is None else self._wandb.id
+
+    def append(self, metrics: dict[str, Any], evaluation: Evaluation) -> None:
+        """Adds an epoch; for W&B also the histogram of widths of every routed layer."""
+        self._metrics.append(metrics)
+        if self._wandb is None:
+            return
         histograms = {}
         if evaluation.widths:
             widths = evaluation.widths
@@ -120,45 +132,17 @@ class WandbLogger:
         self._tell(record)
 
     def finish(self, summary: dict[str, Any] | None = None, exit_code: int = 0) -> None:
-        """Stores the final figures and closes the run."""
-        self.run.summary.update(summary or {})
-        self.run.finish(exit_code=exit_code)
-
-    def _tell(self, record: dict[str, Any]) -> None:
-        if record["epoch"] < self.run.step:  # W&B has it already
-            return
-        histograms = {
-            name: self._wandb.Histogram(np_histogram=pair)
-            for name, pair in record["histograms"].items()
-        }
-        metrics = {key: value for key, value in record.items() if key != "histograms"}
-        # Committed at once: otherwise an epoch would wait for the next one.
-        self.run.log(metrics | histograms, step=record["epoch"], commit=True)
-
-
-class RunLog:
-    """Continues both after the epochs that a run has done, and gives it its W&B identity.
-
-    Args:
-        run: the run; only the main process's is known to W&B.
-    """
-
-    def __init__(self, run: RunState) -> None:
-        self._metrics = MetricsFile(run.folder / "metrics.jsonl")
-        self._metrics.keep_until(run.done)
-        self._wandb, config = None, run.config
-        if config.logger.name == "wandb" and is_main():
-            self._wandb = WandbLogger(config.logger, asdict(config), run.folder, run.wandb_id)
-            self._wandb.continue_after(run.done)
-        run.wandb_id = None if self._wandb is None else self._wandb.run.id
-
-    def append(self, metrics: dict[str, Any], evaluation: Evaluation) -> None:
-        """Adds an epoch."""
-        self._metrics.append(metrics)
-        if self._wandb is not None:
-            self._wandb.log(metrics, evaluation)
-
-    def finish(self, summary: dict[str, Any] | None = None, exit_code: int = 0) -> None:
         """Closes the W&B run with the final figures, or with the status of a process that ends."""
         if self._wandb is not None:
-            self._wandb.finish(summary, exit_code)
+            self._wandb.summary.update(summary or {})
+            self._wandb.finish(exit_code=exit_code)
+
+    def _tell(self, record: dict[str, Any]) -> None:
+        if record["epoch"] < self._wandb.step:  # W&B has it already
+            return
+        from wandb import Histogram
+
+        histograms = {n: Histogram(np_histogram=pair) for n, pair in record["histograms"].items()}
+        metrics = {key: value for key, value in record.items() if key != "histograms"}
+        # Committed at once: otherwise an epoch would wait for the next one.
+        self._wandb.log(metrics | histograms, step=record["epoch"], commit=True)

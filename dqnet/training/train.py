@@ -80,7 +80,7 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
         with stop_request() as stop:
             for epoch in range(run.done, config.trainer.epochs):
                 data.train.set_epoch(epoch, skip=len(run.history))
-                _train_epoch(run, stop.until(data.train), console)
+                train_epoch(run, stop.until(data.train), console)
                 # With no validation part the test part is measured, and nothing is chosen by it.
                 held_out = stop.until(data.test if data.val is None else data.val)
                 judged = learner.model if learner.ema is None else learner.ema.module
@@ -133,7 +133,7 @@ def _prepare(run: RunState, console: Console) -> None:
         run.save()
 
 
-def _train_epoch(run: RunState, batches: Iterable[tuple[Tensor, Tensor]], console: Console) -> None:
+def train_epoch(run: RunState, batches: Iterable[tuple[Tensor, Tensor]], console: Console) -> None:
     """Makes the steps of an epoch, or what is left of them, and shows a bar meanwhile.
 
     Args:

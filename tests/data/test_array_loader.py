@@ -34,9 +34,9 @@ def test_evaluation_is_torchvisions_normalisation(splits, config):
 
 def test_lengths(splits, config):
     made = loaders(splits, config(val_fraction=1 / 3), seed=0)
-    assert (len(made.train), made.train.num_samples) == (5, 20)
-    assert (len(made.val), made.val.num_samples) == (3, 10)
-    assert (len(made.test), made.test.num_samples) == (3, 10)
+    assert (len(made.train), made.train.order.num_samples) == (5, 20)
+    assert (len(made.val), made.val.order.num_samples) == (3, 10)
+    assert (len(made.test), made.test.order.num_samples) == (3, 10)
     assert [len(y) for _, y in made.train] == [4] * 5
     assert [len(y) for _, y in made.test] == [4, 3, 3]
     small = loaders(splits, config(batch_size=64), seed=0).train
@@ -109,7 +109,7 @@ def test_processes_share_the_batches_of_one(splits, config, world_size):
             assert torch.equal(torch.cat(parts), whole_batch)
     tested = torch.cat([torch.cat(r.test.order.batches()) for r in ranks])
     assert tested.tolist() == list(range(10))
-    assert {r.test.num_samples for r in ranks} == {10}
+    assert {r.test.order.num_samples for r in ranks} == {10}
 
 
 def test_validation_is_stratified_fixed_and_apart(splits, config):

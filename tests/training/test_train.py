@@ -469,6 +469,8 @@ def test_quantizers_of_the_average_are_set_from_training_data_too(run, measure):
         ("trainer.epochs=-1", "trainer.epochs -1 must not be negative"),
         ("trainer.checkpoint_steps=0", "trainer.checkpoint_steps 0 must be above 0, or null"),
         ("trainer.ema=1", r"trainer.ema 1.0 must be in \(0, 1\)"),
+        ("trainer.checkpoint_minutes=-1", "checkpoint_minutes -1.0 must be above 0, or null"),
+        ("optim.decay_epochs=0", "optim.decay_epochs 0.0 must be above 0"),
         ("seed=-1", "seed -1 must be from 0"),
         ("logger.name=tensorboard", "unknown logger 'tensorboard'"),
         ("logger=wandb logger.mode=of", "unknown logger.mode 'of'; did you mean 'offline'"),

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
 from timm.models import group_modules, group_parameters
-from timm.optim import auto_group_layers
 from torch import nn
 
 from dqnet.errors import UserError
-from dqnet.state_names import ADDED, BACKBONE_PREFIX, added_by_conversion
+from dqnet.state_names import BACKBONE_PREFIX, added_by_conversion
 
 
 class BackboneInterface(nn.Module):
@@ -43,20 +41,26 @@ class BackboneInterface(nn.Module):
         added = {name for name, _ in self.named_parameters() if added_by_conversion(name)}
         return {BACKBONE_PREFIX + name for name in own} | added
 
-    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
-        """From a parameter's or module's name to its group, those near the image first.
+    @property
+    def group_matcher(self) -> Callable[..., Callable[[str], int]]:
+        """The backbone's, as a function from a parameter's or module's name to its group.
 
-        Groups are the backbone's (timm's ``group_matcher``, or its automatic ones), from 0. The
-        controller is in the last one, with the classifier.
+        Groups are numbered from 0, those near the image first. The controller is in the last one,
+        with the classifier.
+
+        Raises:
+            AttributeError: if the backbone has none; timm then makes groups of its own.
         """
-        if hasattr(self.backbone, "group_matcher"):
-            matcher = self.backbone.group_matcher(coarse=coarse)
+        of_backbone = self.backbone.group_matcher
+
+        def group_matcher(coarse: bool = False) -> Callable[[str], int]:
+            matcher = of_backbone(coarse=coarse)
             groups = group_modules(self.backbone, matcher, reverse=True)
             groups |= group_parameters(self.backbone, matcher, reverse=True)
-        else:
-            groups = _automatic_groups(self.backbone)
-        last = max(groups.values())
-        return lambda name: groups.get(name.removeprefix(BACKBONE_PREFIX), last)
+            last = max(groups.values())
+            return lambda name: groups.get(name.removeprefix(BACKBONE_PREFIX), last)
+
+        return group_matcher
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """The backbone's, of a static network.
@@ -70,24 +74,3 @@ class BackboneInterface(nn.Module):
                 "as a whole, torch.utils.checkpoint.checkpoint(model, images, use_reentrant=False)"
             )
         self.backbone.set_grad_checkpointing(enable)
-
-
-class _FloatNames:
-    """Of a converted backbone what ``auto_group_layers`` reads, as of the float model."""
-
-    def __init__(self, backbone: nn.Module) -> None:
-        self.pretrained_cfg = getattr(backbone, "pretrained_cfg", {})
-        self.named = [n for n in backbone.named_parameters() if not added_by_conversion(n[0])]
-
-    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        return self.named
-
-
-def _automatic_groups(backbone: nn.Module) -> dict[str, int]:
-    """timm's groups of so many parameters; what conversion added is in the group of its layer."""
-    groups = auto_group_layers(_FloatNames(backbone))
-    for name, _ in backbone.named_parameters():
-        if added_by_conversion(name):
-            layer = re.split("|".join(map(re.escape, ADDED)), name)[0]
-            groups[name] = groups.get(f"{layer}.weight", max(groups.values()))
-    return groups

@@ -109,17 +109,11 @@ def plan_of_changed(network: nn.Module, before: Structure, image_shape: tuple[in
 def _check_routed(modules: list[nn.Module], before: Structure) -> None:
     """Raises UserError unless the routed layers are those that the routing has columns for."""
     old = {module: layer.name for module, layer in before.layers.items() if layer.role == "routed"}
-    for module, name in old.items():
-        if module not in modules:
-            raise UserError(
-                f"{CHANGED}: routed layer {name!r} does not run any more, which the controller "
-                f"chooses widths for; {REMEDY}"
-            )
-    if modules != list(old):
-        raise UserError(
-            f"{CHANGED}: routed layers were added or run in another order than the controller "
-            f"chooses widths for; {REMEDY}"
-        )
+    if modules == list(old):
+        return
+    gone = [f"routed layer {name!r} does not run" for m, name in old.items() if m not in modules]
+    what = gone[0] if gone else "routed layers were added or run in another order"
+    raise UserError(f"{CHANGED}: {what}, which the controller chooses widths for; {REMEDY}")
 
 
 def _check_known(network: nn.Module, plan: Plan, before: Iterable[LayerPlan]) -> None:
@@ -129,12 +123,7 @@ def _check_known(network: nn.Module, plan: Plan, before: Iterable[LayerPlan]) ->
     for layer in before:
         module = modules.get(layer.name)
         inside = any(name == layer.name or name.startswith(f"{layer.name}.") for name in counted)
-        if (
-            layer.weights
-            and module is not None
-            and not inside
-            and not isinstance(module, nn.Identity)
-        ):
+        if layer.weights and not inside and not isinstance(module, nn.Identity | type(None)):
             raise UserError(
                 f"{CHANGED}: layer {layer.name!r} is now a {type(module).__name__}, which is not "
                 f"counted or does not run; {REMEDY}"

@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-class Geometry(Protocol):
+class Geometry(ABC):
     """A linear map of an input by a weight, image by image, and its gradients."""
 
     def repeat(self, x: Tensor) -> Tensor:
         """The input with its repeated margins; itself where there are none."""
+        return x
 
     def repeat_backward(self, grad: Tensor, like: Tensor) -> Tensor:
         """The gradient to ``x`` of :meth:`repeat`; ``like`` has the shape of x."""
+        return grad
 
+    @abstractmethod
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The output of ``[N, ...]``."""
 
+    @abstractmethod
     def backward(
         self, grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """The gradients to ``x`` and to ``weight``, those that are needed."""
 
+    @abstractmethod
     def sum_positions(self, grad: Tensor) -> Tensor:
         """The sum over the positions of an image: ``[N, ...]`` to ``[N, O]``."""
 
 
 @dataclass(frozen=True)
-class ConvGeometry:
+class ConvGeometry(Geometry):
     """Where the taps of a convolution fall.
 
     Attributes:
@@ -52,11 +57,9 @@ class ConvGeometry:
     repeat_mode: str = "reflect"
 
     def repeat(self, x: Tensor) -> Tensor:
-        """The input with its repeated margins; itself where padding is zeros."""
         return F.pad(x, self.repeated, mode=self.repeat_mode) if self.repeated else x
 
     def repeat_backward(self, grad: Tensor, like: Tensor) -> Tensor:
-        """The gradient to ``x`` of :meth:`repeat`, a linear map; ``like`` has the shape of x."""
         if not self.repeated:
             return grad
         with torch.enable_grad():
@@ -64,7 +67,6 @@ class ConvGeometry:
             return torch.autograd.grad(self.repeat(x), x, grad)[0]
 
     def sum_positions(self, grad: Tensor) -> Tensor:
-        """``[N, O, H, W]`` to ``[N, O]``."""
         return grad.sum((2, 3))
 
     def _margins(self, x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
@@ -91,7 +93,6 @@ class ConvGeometry:
     def backward(
         self, grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """The gradients to ``x`` and to ``weight``, those that are needed."""
         shape = x.shape
         if self.same:
             left, _, top, _ = margins = self._margins(x, weight)
@@ -105,17 +106,8 @@ class ConvGeometry:
         return grad_x, grad_weight
 
 
-@dataclass(frozen=True)
-class LinearGeometry:
+class LinearGeometry(Geometry):
     """A fully connected layer on ``[N, C]``, or at every position of ``[N, ..., C]``."""
-
-    def repeat(self, x: Tensor) -> Tensor:
-        """``x``: there are no margins."""
-        return x
-
-    def repeat_backward(self, grad: Tensor, like: Tensor) -> Tensor:
-        """``grad``, likewise."""
-        return grad
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.linear(x, weight, bias)
@@ -123,7 +115,6 @@ class LinearGeometry:
     def backward(
         self, grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """The gradients to ``x`` and to ``weight``, those that are needed."""
         grad_x = grad @ weight if need_x else None
         grad_weight = None
         if need_weight:
@@ -131,5 +122,4 @@ class LinearGeometry:
         return grad_x, grad_weight
 
     def sum_positions(self, grad: Tensor) -> Tensor:
-        """``[N, ..., O]`` to ``[N, O]``."""
         return grad.flatten(1, -2).sum(1) if grad.dim() > 2 else grad

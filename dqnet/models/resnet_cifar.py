@@ -82,6 +82,11 @@ class ResNetCifar(nn.Module):
         first = BasicBlock(in_channels, channels, stride)
         return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(blocks - 1)))
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's form of groups, for learning rates by depth: the stem, then stages or blocks."""
+        block = r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"
+        return {"stem": r"^conv1|^bn1", "blocks": [(block, None)]}
+
     def get_classifier(self) -> nn.Module:
         return self.linear
 

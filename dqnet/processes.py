@@ -67,9 +67,6 @@ def connect(backend: str) -> None:
     the port of process 0's store, and a port that nobody answers is one of an earlier start: its
     processes have ended before torchrun starts others.
 
-    Args:
-        backend: as for ``torch.distributed.init_process_group``.
-
     Raises:
         OSError, torch.distributed.DistError: if the others do not come within :data:`PATIENCE`.
     """
@@ -134,21 +131,13 @@ def own_rows(draw: Callable[[int], Tensor], rows: int) -> Tensor:
     """This process's rows of ``draw(rows of all processes)``.
 
     The processes of a run draw from generators in the same state: an image's random numbers do
-    then not depend on how many processes there are.
-
-    Args:
-        draw: given a number of rows n, returns ``[n, ...]``.
-        rows: how many this process has, as all do.
+    then not depend on how many processes there are. All have the same number of ``rows``.
     """
     return draw(rows * world_size())[rank() * rows : (rank() + 1) * rows]
 
 
 def gathered_parts(columns: list[Tensor]) -> list[Tensor]:
-    """Columns of a table on the CPU, each process's rows below those of the one before.
-
-    Args:
-        columns: tensors ``[n, ...]`` with the same n, which may differ between processes.
-    """
+    """Columns ``[n, ...]`` on the CPU, each process's rows below those of the one before."""
     if world_size() == 1:
         return columns
     parts: list[Any] = [None] * world_size()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dqnet.config import DataConfig
 from dqnet.data.loader import Loader
 from dqnet.data.order import BatchOrder
 from dqnet.data.splits import ImageArray
@@ -22,26 +23,15 @@ class ArrayLoader(Loader):
     Args:
         array: the images.
         order: which of them, in which batches.
-        mean, std: per channel, of pixels in [0, 1].
-        crop_padding: rows and columns of zeros on every side before a random crop; 0: no crop.
-        flip: mirror images left and right with probability 1/2.
+        config: how they are cropped, flipped and normalised.
     """
 
-    def __init__(
-        self,
-        array: ImageArray,
-        order: BatchOrder,
-        *,
-        mean: Sequence[float],
-        std: Sequence[float],
-        crop_padding: int = 0,
-        flip: bool = False,
-    ) -> None:
+    def __init__(self, array: ImageArray, order: BatchOrder, config: DataConfig) -> None:
         super().__init__(order)
-        self.array, self.crop_padding, self.flip = array, crop_padding, flip
+        self.array, self.crop_padding, self.flip = array, config.crop_padding, config.flip
         device = array.images.device
-        self.mean = torch.tensor(mean, device=device).view(-1, 1, 1)
-        self.std = torch.tensor(std, device=device).view(-1, 1, 1)
+        self.mean = torch.tensor(config.mean, device=device).view(-1, 1, 1)
+        self.std = torch.tensor(config.std, device=device).view(-1, 1, 1)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         images, labels = self.array.images, self.array.labels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -12,6 +12,7 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dqnet.config import DataConfig
 from dqnet.data.loader import Loader
 from dqnet.data.order import BatchOrder, mixed_seed
 from dqnet.data.splits import ImageFiles, ImageShards
@@ -19,48 +20,40 @@ from dqnet.errors import UserError
 
 
 class FileLoader(Loader):
-    """Decodes and transforms in ``workers`` processes, with timm's ImageNet transforms.
+    """Decodes and transforms in processes of its own, with timm's ImageNet transforms.
 
-    Training (an order with a seed): random resized crop, colour jitter and, if ``flip``, random
-    mirroring. Evaluation: resize the shorter side to ``size / 0.875`` and crop the centre.
+    Training (an order with a seed): random resized crop, colour jitter and, if ``config.flip``,
+    random mirroring. Evaluation: resize the shorter side to ``size / 0.875`` and crop the centre.
 
     Args:
         files: the images.
         order: which of them, in which batches.
-        size: side of the square images for the network, in pixels.
-        mean, std: per channel, of pixels in [0, 1].
-        flip: mirror training images left and right with probability 1/2.
-        workers: processes; 0: decode in this one.
-        device: where the batches go; ``None``: they stay on the CPU.
+        config: their size, how they are normalised, how many processes (0: this one).
+        device: where the batches go.
     """
 
     def __init__(
         self,
         files: ImageFiles | ImageShards,
         order: BatchOrder,
-        *,
-        size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        flip: bool = False,
-        workers: int = 0,
-        device: torch.device | None = None,
+        config: DataConfig,
+        device: torch.device,
     ) -> None:
         super().__init__(order)
-        self.device = device or torch.device("cpu")
+        self.device = device
         transform = create_transform(
-            size,
+            config.size,
             is_training=order.seed is not None,
-            hflip=0.5 if flip else 0.0,
-            mean=tuple(mean),
-            std=tuple(std),
+            hflip=0.5 if config.flip else 0.0,
+            mean=tuple(config.mean),
+            std=tuple(config.std),
         )
         self.batches = DataLoader(
             _TransformedBatches(files, transform, order.seed),
             sampler=order,
             batch_size=None,  # the order yields whole batches
-            num_workers=workers,
-            persistent_workers=workers > 0,
+            num_workers=config.workers,
+            persistent_workers=config.workers > 0,
             pin_memory=self.device.type == "cuda",
             # Without a generator of its own the DataLoader draws from the global one.
             generator=torch.Generator(),

@@ -122,20 +122,11 @@ def loaders(
     def loader(part: Part, indices: Tensor, seed: int | None = None) -> Loader:
         if len(indices) < world_size:
             raise UserError(f"{len(indices)} images for {world_size} processes: start fewer")
-        order = BatchOrder(
-            indices,
-            config.batch_size,
-            seed,
-            rank=rank,
-            world_size=world_size,
-            shard=getattr(part, "shard", None),
-        )
-        common = {"mean": list(config.mean), "std": list(config.std), "flip": config.flip}
+        place = {"rank": rank, "world_size": world_size, "shard": getattr(part, "shard", None)}
+        order = BatchOrder(indices, config.batch_size, seed, **place)
         if isinstance(part, ImageArray):
-            return ArrayLoader(part, order, crop_padding=config.crop_padding, **common)
-        return FileLoader(
-            part, order, size=config.size, workers=config.workers, device=device, **common
-        )
+            return ArrayLoader(part, order, config)
+        return FileLoader(part, order, config, device)
 
     train, test = _on_device(splits.train, device), _on_device(splits.test, device)
     val = None if val_indices is None else loader(train, val_indices)

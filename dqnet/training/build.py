@@ -143,10 +143,7 @@ def create_float_model(
 
 
 def check_images_fit(model: nn.Module, name: str, image_shape: tuple[int, int, int]) -> None:
-    """Raises UserError unless a model classifies images ``(C, H, W)``.
-
-    Some are made for larger ones, some return features.
-    """
+    """Raises UserError for images ``(C, H, W)`` of another size, or a model of features."""
     training = model.training
     try:
         with torch.no_grad():

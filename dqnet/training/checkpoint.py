@@ -67,7 +67,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         # train.py stores values. A stranger's interpolation could read the environment.
         if isinstance(value, str) and "${" in value:
             raise UserError(f"{path} holds {key}={value}: a checkpoint has values, no references")
-    _check_sums(path)
+    # PyTorch's reader takes no notice of a changed byte.
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except zipfile.BadZipFile as error:
+        damaged = str(error)
+    if damaged is not None:
+        raise UserError(f"{path} is damaged ({damaged})")
     return {"ema": None, "wandb_id": None} | content
 
 
@@ -79,9 +86,7 @@ def load_newest(folder: Path, console: Console | None = None) -> tuple[Path, dic
     a crash between the two it is the newest. To repeat its epoch would not do: where sums are not
     the same each time the epoch may turn out worse, and the best one before it is overwritten.
 
-    Args:
-        folder: the run folder.
-        console: is told in one line if ``last.pt`` cannot be read.
+    The console, if any, is told in one line if ``last.pt`` cannot be read.
 
     Raises:
         UserError: if there is a checkpoint but none that can be read.
@@ -165,14 +170,3 @@ def check_same_data(
         difference = f"is of a run with {counts} images, {where} has {others}"
     if difference is not None:
         raise UserError(f"{path} {difference}: {remedy}")
-
-
-def _check_sums(path: Path) -> None:
-    """Raises UserError for a changed byte, of which PyTorch's reader takes no notice."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except zipfile.BadZipFile as error:
-        damaged = str(error)
-    if damaged is not None:
-        raise UserError(f"{path} is damaged ({damaged})")

@@ -198,10 +198,7 @@ def read_state(
 ) -> tuple[Path, dict[str, Any]] | None:
     """The newest good checkpoint of a run folder and its path, if there is one.
 
-    Args:
-        folder: the run folder.
-        config: of the run that is to be in it.
-        console: is told if the newest checkpoint is damaged; by default nobody is.
+    The console, if any, is told if the newest checkpoint is damaged.
 
     Raises:
         UserError: if the folder's run has other settings, or no checkpoint can be read, or it is

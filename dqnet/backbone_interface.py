@@ -9,7 +9,7 @@ from timm.models import group_modules, group_parameters
 from torch import nn
 
 from dqnet.errors import UserError
-from dqnet.state_names import BACKBONE_PREFIX, added_by_conversion
+from dqnet.state_dicts import BACKBONE_PREFIX, added_by_conversion
 
 
 class BackboneInterface(nn.Module):

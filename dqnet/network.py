@@ -17,8 +17,8 @@ from dqnet.layers.quant_layer import QuantLayer, check_one_hot
 from dqnet.layers.router import Router
 from dqnet.plan import LayerPlan, Plan
 from dqnet.recording import refuse_recording, refuse_scripting, refuse_symbols
+from dqnet.state_dicts import BACKBONE_PREFIX as BACKBONE_PREFIX  # it is read from here, too
 from dqnet.state_dicts import accept_other_state_dicts
-from dqnet.state_names import BACKBONE_PREFIX as BACKBONE_PREFIX  # it is read from here, too
 from dqnet.structure import REMEDY, Structure, plan_of_changed
 
 

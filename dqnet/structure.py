@@ -19,7 +19,7 @@ from dqnet.formats import Precision
 from dqnet.layers import QuantLayer
 from dqnet.plan import LayerPlan, Plan
 from dqnet.rules import plan_of_trace
-from dqnet.state_names import COMPILED
+from dqnet.state_dicts import COMPILED
 from dqnet.trace import LAYERS, trace_model, warn_uncounted
 
 #: begins every refusal

@@ -13,7 +13,7 @@ from torch import nn
 
 import dqnet
 from dqnet import UserError
-from dqnet.state_names import added_by_conversion
+from dqnet.state_dicts import added_by_conversion
 
 SAMPLE = torch.zeros(1, 3, 64, 64)
 

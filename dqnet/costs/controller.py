@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dqnet.network import QuantizedModel
-from dqnet.state_names import added_by_conversion
+from dqnet.state_dicts import added_by_conversion
 
 
 @dataclass(frozen=True)

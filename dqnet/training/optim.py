@@ -15,7 +15,7 @@ from torch import nn
 from dqnet.config import OptimConfig, check_ranges
 from dqnet.errors import UserError, unknown_name
 from dqnet.quantizers import Quantizer
-from dqnet.state_names import added_by_conversion
+from dqnet.state_dicts import added_by_conversion
 
 #: timm's prefix: slow weights that follow an optimizer's
 LOOKAHEAD = "lookahead_"

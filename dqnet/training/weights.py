@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dqnet.errors import UserError, unknown_name
-from dqnet.state_names import (
+from dqnet.state_dicts import (
     BACKBONE_PREFIX,
     added_by_conversion,
     is_counter,

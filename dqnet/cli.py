@@ -99,9 +99,7 @@ def job(run: Callable[[], T], folder: Path | None = None) -> T | None:
 
     Within a sweep any error is left in ``error.txt``, so that one job does not end the others.
 
-    Args:
-        run: the body.
-        folder: the job's folder, from which Hydra's own files are removed if nothing came of it.
+    If nothing came of it, Hydra's own files are removed from the job's folder.
 
     Returns:
         What ``run`` returns; ``None`` if it failed within a sweep.
@@ -148,8 +146,7 @@ def start(main: Callable[[], Any], config_dir: Path, config_name: str, sweeps: b
 
     Args:
         main: a function decorated with ``hydra.main``.
-        config_dir: the folder that it composes from, to look up what would have been right.
-        config_name: the file that it composes.
+        config_dir, config_name: what it composes, to look up what would have been right.
         sweeps: whether ``-m`` means something to it.
     """
     take_every_character()

@@ -25,15 +25,9 @@ class SplitPoint:
     found: bool = False
 
     def check(self, model: nn.Module, trace: Trace, read: bool) -> None:
-        """Refuses what cannot be a split point.
+        """Raises UserError unless the module ran, and what a controller can ``read`` came out.
 
-        Args:
-            model: whose module it is.
-            trace: a pass through the model.
-            read: whether a controller reads its output.
-
-        Raises:
-            UserError: unless the module ran; and if it is read, returned feature maps or tokens.
+        That is feature maps or tokens; ``trace`` is a pass through the model.
         """
         if self.name is None:
             return

@@ -28,13 +28,9 @@ REMEDY = "change the float network, then convert it"
 
 
 class Structure:
-    """The modules of a network at one time, and its plan.
+    """The modules of a converted backbone at one time, and its plan.
 
     It may be copied and pickled together with the network, and is then of the copy.
-
-    Args:
-        network: a converted backbone.
-        plan: what its layers run at.
     """
 
     def __init__(self, network: nn.Module, plan: Plan) -> None:

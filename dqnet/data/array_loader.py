@@ -19,11 +19,6 @@ class ArrayLoader(Loader):
 
     Training (an order with a seed) takes random crops and flips; the random numbers are drawn on
     the CPU, so that every device sees the same batches. Evaluation leaves the images as they are.
-
-    Args:
-        array: the images.
-        order: which of them, in which batches.
-        config: how they are cropped, flipped and normalised.
     """
 
     def __init__(self, array: ImageArray, order: BatchOrder, config: DataConfig) -> None:

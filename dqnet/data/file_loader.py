@@ -24,12 +24,6 @@ class FileLoader(Loader):
 
     Training (an order with a seed): random resized crop, colour jitter and, if ``config.flip``,
     random mirroring. Evaluation: resize the shorter side to ``size / 0.875`` and crop the centre.
-
-    Args:
-        files: the images.
-        order: which of them, in which batches.
-        config: their size, how they are normalised, how many processes (0: this one).
-        device: where the batches go.
     """
 
     def __init__(

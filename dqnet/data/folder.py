@@ -61,9 +61,7 @@ def load(config: DataConfig) -> Splits:
 def scan(root: Path, skip: bool) -> tuple[tuple[str, ...], ImageFiles, ImageFiles, dict[str, str]]:
     """The class names, the training and the test files, and what was left out: path → why.
 
-    Args:
-        root: with the folders of both parts.
-        skip: whether damaged images are looked for and left out.
+    With ``skip`` damaged images are looked for and left out.
 
     Raises:
         UserError: a folder is missing, unreadable, without classes or without images, or the
@@ -130,14 +128,9 @@ def _class_folders(part: Path) -> dict[str, Path]:
 def _scan_part(
     folder: Path, classes: Sequence[str], every: set[Path], skip: bool, left_out: dict[str, str]
 ) -> ImageFiles:
-    """The files of a part's classes.
+    """The files of a part's classes; ``left_out``, path → why, is added to.
 
-    Args:
-        folder: the part.
-        classes: the names of its classes.
-        every: the folders of all classes of both parts, without links.
-        skip: whether damaged images are left out.
-        left_out: path → why; is added to.
+    ``every`` are the folders of all classes of both parts, without links.
     """
     found = {name: _files_below(folder / name, every) for name in classes}
     files = [path for paths in found.values() for path in paths]

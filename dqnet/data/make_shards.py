@@ -42,11 +42,9 @@ def make_shards(
     """Writes the shards of both parts, their indices and, last, ``_info.json``.
 
     Args:
-        source: with one folder per class in each part.
-        destination: a folder, made if need be; empty.
+        source, destination: folders; the latter is empty, and made if need be.
         shard_size: megabytes (2²⁰ bytes) after which the next shard begins.
-        skip_damaged: leave out images that cannot be decoded, for which each one is; otherwise
-            they are copied like the others.
+        skip_damaged: decode every image and leave out those that cannot be.
         tell: told in one line for each reason what was left out.
 
     Returns:

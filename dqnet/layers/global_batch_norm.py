@@ -73,13 +73,9 @@ class _GpuSuccessor(_Successor, nn.SyncBatchNorm):
 
 
 def synchronize_batch_norms(model: nn.Module, device: torch.device) -> None:
-    """Makes every batch norm of a model one over all processes.
+    """Makes every batch norm of a model one over all processes, in place.
 
-    Parameters, statistics and their names stay.
-
-    Args:
-        model: changed in place.
-        device: where it is going to compute.
+    Parameters, statistics and their names stay; ``device`` is where it is going to compute.
     """
     successor = _CpuSuccessor if device.type == "cpu" else _GpuSuccessor
     for module in list(model.modules()):

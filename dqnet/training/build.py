@@ -25,10 +25,8 @@ def build_model(
     """A float model, or a converted one if ``quant.quantizer`` names a quantizer.
 
     Args:
-        model: which timm model, and its float weights.
-        quant: how to convert it.
-        num_classes: outputs of the classifier.
-        image_shape: ``(C, H, W)`` of the images.
+        model, quant: which timm model, its float weights, and how to convert it.
+        num_classes, image_shape: of the data; ``(C, H, W)``.
         load_weights: whether to read pretrained weights, which a model that is about to load its
             own checkpoint does not need.
         plan: what every layer runs at; ``None``: as ``quant`` says.
@@ -85,11 +83,6 @@ def build_teacher(
     model: ModelConfig, num_classes: int, image_shape: tuple[int, int, int]
 ) -> nn.Module:
     """The float network that a run starts from, as it is: what the run may also learn from.
-
-    Args:
-        model: which timm model, and its float weights.
-        num_classes: outputs of the classifier.
-        image_shape: ``(C, H, W)`` of the images.
 
     Raises:
         UserError: if the run starts from no trained network.

@@ -66,10 +66,8 @@ class Learner:
     def step(self, update: int, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """One update of the weights; returns the terms of the loss, scalars on the device.
 
-        Args:
-            update: the step's number in the whole training, from 0.
-            images: ``[B, C, H, W]``.
-            labels: ``[B]``.
+        ``update`` is its number in the whole training, from 0; images ``[B, C, H, W]``, labels
+        ``[B]``.
         """
         self.schedule.step_update(update)
         progress = update / self.updates

@@ -72,12 +72,7 @@ class Objective:
         return terms
 
     def total(self, terms: dict[str, Tensor], progress: float = 0.0) -> Tensor:
-        """The weighted sum that is minimised.
-
-        Args:
-            terms: what :meth:`terms` returned.
-            progress: how much of the training is done, in [0, 1).
-        """
+        """The weighted sum that is minimised; ``progress`` of the training is in [0, 1)."""
         total = terms["loss"]
         if "distillation" in terms:
             total = total + self.config.distillation * terms["distillation"]

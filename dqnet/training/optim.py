@@ -74,12 +74,7 @@ def build_optimizer(
 
 
 def check_optimizer(name: str, device: torch.device) -> None:
-    """Raises UserError unless timm has an optimizer of this name and it can train here.
-
-    Args:
-        name: timm's, which may begin with ``lookahead_``.
-        device: where the parameters are.
-    """
+    """Raises UserError unless timm has an optimizer of this name and it can train here."""
     base = name.removeprefix(LOOKAHEAD)
     if base not in list_optimizers():
         raise unknown_name("optimizer", name, list_optimizers())

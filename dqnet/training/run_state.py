@@ -33,9 +33,7 @@ class NotFiniteError(UserError):
 class LossHistory:
     """The loss's terms at the steps of an epoch, where they were computed: no step waits for a GPU.
 
-    Args:
-        state: what :meth:`state_dict` returned after its first steps.
-        device: where the terms of the next steps will be.
+    It begins with the first steps' :meth:`state_dict`, moved to where the next ones will be.
     """
 
     def __init__(
@@ -69,12 +67,6 @@ class LossHistory:
 
 class RunState:
     """What a run has done so far.
-
-    Args:
-        folder: the run folder.
-        config: the run's.
-        learner: what is trained.
-        splits, data: what it is trained on.
 
     Attributes:
         done: whole epochs.

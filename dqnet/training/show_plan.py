@@ -35,12 +35,7 @@ def plan_is_wanted(arguments: list[str]) -> bool:
 
 
 def show_plan(config: TrainConfig, console: Console | None = None) -> None:
-    """Prints the plan: a table on a terminal, else the JSON of ``plan.json``.
-
-    Args:
-        config: of the run that is asked about.
-        console: where to; by default standard output.
-    """
+    """Prints the plan: a table on a terminal, else the JSON of ``plan.json``."""
     console = console or Console()
     splits = load_data(config.data)
     model = build_model(

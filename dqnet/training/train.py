@@ -134,12 +134,7 @@ def _prepare(run: RunState, console: Console) -> None:
 
 
 def train_epoch(run: RunState, batches: Iterable[tuple[Tensor, Tensor]], console: Console) -> None:
-    """Makes the steps of an epoch, or what is left of them, and shows a bar meanwhile.
-
-    Args:
-        run: what is trained; every step is noted in its history.
-        batches: images ``[B, C, H, W]`` and labels ``[B]`` of the steps that are left.
-        console: where progress is shown.
+    """Makes the steps of an epoch that are left, one for each of ``batches``, and shows a bar.
 
     Raises:
         NotFiniteError: if the loss or a weight is not finite, by the end at the latest.

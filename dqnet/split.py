@@ -31,22 +31,26 @@ class SplitPoint:
         """
         if self.name is None:
             return
-        modules = [name for name, _ in model.named_modules() if name]
-        shape = list(trace.shapes.get(self.name, ()))
-        if self.name not in modules:
-            raise unknown_name("split point", self.name, modules)
-        if not shape:
-            problem = "never returned a tensor when the model ran"
-        elif read and len(shape) not in (3, 4):
-            problem = (
-                f"returns shape {shape}; the controller reads feature maps [N, C, H, W] or tokens "
-                "[N, T, C]: choose an earlier module"
-            )
-        else:
-            return
-        if self.found:
-            problem += "; the model lists it as its first stage, so name another with shared_until"
-        raise UserError(f"split point {self.name!r} {problem}")
+        try:
+            _check(model, trace, self.name, read)
+        except UserError as error:
+            if not self.found:
+                raise
+            found = "the model lists it as its first stage, so name another with shared_until=..."
+            raise UserError(f"{error}; {found}") from error
+
+
+def _check(model: nn.Module, trace: Trace, name: str, read: bool) -> None:
+    modules = [module for module, _ in model.named_modules() if module]
+    if name not in modules:
+        raise unknown_name("split point", name, modules)
+    if name not in trace.shapes:
+        raise UserError(f"split point {name!r} never returned a tensor when the model ran")
+    if read and len(trace.shapes[name]) not in (3, 4):
+        raise UserError(
+            f"split point {name!r} returns shape {list(trace.shapes[name])}; the controller reads "
+            "feature maps [N, C, H, W] or tokens [N, T, C]: choose an earlier module"
+        )
 
 
 def split_point(

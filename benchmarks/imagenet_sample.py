@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dqnet.data.class_folders import class_folders, files_below
 
+from dqnet.data.folder import class_folders, files_below, is_image
 from dqnet.data.make_shards import write_shards
 from dqnet.data.splits import ImageFiles
 from dqnet.errors import UserError
@@ -30,11 +30,14 @@ def make_sample(source: Path, destination: Path) -> dict[str, Any]:
     """Writes the shards; returns what their ``_info.json`` says.
 
     Raises:
-        UserError: if there are no images, or a folder cannot be read or written.
+        UserError: if there are no images, or a folder cannot be written.
+        OSError: if a folder cannot be read.
     """
     classes = class_folders(source)
     found = [
-        (p, i) for i, folder in enumerate(classes.values()) for p in files_below(folder, set())[0]
+        (path, label)
+        for label, folder in enumerate(classes.values())
+        for path in filter(is_image, files_below(folder, set()))
     ]
     if len(found) < 2:
         raise UserError(f"{source} has fewer than two images in class folders")
@@ -57,7 +60,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         info = make_sample(options.source, options.destination)
-    except UserError as error:
+    except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     for name, part in info["splits"].items():
         print(f"{name}: {part['num_samples']} images")

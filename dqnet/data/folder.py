@@ -82,11 +82,11 @@ def _scan(root: Path, skip: bool) -> tuple[tuple[str, ...], ImageFiles, ImageFil
         raise UserError(f"{root} has no folder train/ (expected: train/CLASS/* and test/CLASS/*)")
     if not tests:
         raise UserError(f"{root} has neither a folder test/ nor val/")
-    classes = _class_folders(train)
+    classes = class_folders(train)
     if not classes:
         raise UserError(f"{train} has no class folders")
     # The first one with any of the classes: ImageNet's test/ has none, its val/ has all.
-    found = {folder: _class_folders(folder) for folder in tests}
+    found = {folder: class_folders(folder) for folder in tests}
     test = next((folder for folder in tests if found[folder].keys() & classes.keys()), tests[0])
     if not found[test]:
         raise UserError(
@@ -106,7 +106,7 @@ def _scan(root: Path, skip: bool) -> tuple[tuple[str, ...], ImageFiles, ImageFil
     return tuple(classes), *parts, left_out
 
 
-def _class_folders(part: Path) -> dict[str, Path]:
+def class_folders(part: Path) -> dict[str, Path]:
     """The classes of a part in alphabetical order: name → folder without links.
 
     A link to a folder that the part lies in is not a class.
@@ -132,16 +132,16 @@ def _scan_part(
 
     ``every`` are the folders of all classes of both parts, without links.
     """
-    found = {name: _files_below(folder / name, every) for name in classes}
+    found = {name: files_below(folder / name, every) for name in classes}
     files = [path for paths in found.values() for path in paths]
     if not files:
         raise UserError(f"{folder} has no images (looked for {', '.join(IMAGE_SUFFIXES)})")
     with os.scandir(folder) as entries:
         beside = sorted(e.path for e in entries if not e.is_dir() and not _is_remnant(e.name))
-    left_out |= dict.fromkeys(filter(_is_image, beside), OUTSIDE)
-    left_out |= {path: NO_IMAGE for path in files if not _is_image(path)}
+    left_out |= dict.fromkeys(filter(is_image, beside), OUTSIDE)
+    left_out |= {path: NO_IMAGE for path in files if not is_image(path)}
     if skip:
-        images = [path for path in files if _is_image(path)]
+        images = [path for path in files if is_image(path)]
         left_out |= {images[i]: DAMAGED for i in find_damaged(images)}
     kept = {name: [p for p in paths if p not in left_out] for name, paths in found.items()}
     empty = [name for name, paths in kept.items() if not paths]
@@ -157,7 +157,7 @@ def _scan_part(
     return ImageFiles(tuple(p for paths in kept.values() for p in paths), torch.tensor(labels))
 
 
-def _files_below(folder: Path, others: set[Path]) -> list[str]:
+def files_below(folder: Path, others: set[Path]) -> list[str]:
     """The files below a class's folder, in torchvision's order.
 
     Links are followed, but not to a folder that is read already, that ``folder`` lies in, or that
@@ -181,7 +181,8 @@ def _files_below(folder: Path, others: set[Path]) -> list[str]:
     return [f"{at}{os.sep}{name}" for at, name in sorted(found)]
 
 
-def _is_image(path: str) -> bool:
+def is_image(path: str) -> bool:
+    """Whether a file is an image by its suffix."""
     return path.lower().endswith(IMAGE_SUFFIXES)
 
 

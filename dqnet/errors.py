@@ -19,7 +19,7 @@ def unknown_name(kind: str, name: str, valid: Iterable[str], hint: str = "") -> 
     nearest = difflib.get_close_matches(str(name), valid, n=3, cutoff=0.4)
     if nearest:
         advice = f"did you mean {' or '.join(repr(n) for n in nearest)}?"
-    elif len(valid) <= 12:
+    elif len(valid) <= 20:
         advice = f"valid: {', '.join(valid)}"
     else:
         advice = f"there are {len(valid)} valid ones, such as {valid[0]!r}"

@@ -8,7 +8,6 @@ https://arxiv.org/abs/1712.05877).
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 
 import torch
@@ -17,13 +16,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from dqnet.dataflow import dataflow
-from dqnet.errors import UserError
 from dqnet.module_swap import swap_modules
 from dqnet.norm_pairs import norm_pairs
-from dqnet.trace import PROBE_SEED, evaluating
-
-#: largest difference of the outputs in float64, relative to the largest output
-TOLERANCE = 1e-9
+from dqnet.same_function import change_exactly
 
 
 def fold_batch_norms(model: nn.Module, sample_input: Tensor) -> dict[str, str]:
@@ -43,20 +38,9 @@ def fold_batch_norms(model: nn.Module, sample_input: Tensor) -> dict[str, str]:
         UserError: if the network would compute something else; it is then unchanged.
     """
     pairs = norm_pairs(model, dataflow(model, sample_input))
-    trial = copy.deepcopy(model).double()
-    generator = torch.Generator().manual_seed(PROBE_SEED)
-    images = torch.randn(4, *sample_input.shape[1:], generator=generator)
-    images = images.to(sample_input.device, torch.float64)
-    with torch.no_grad(), evaluating(trial):
-        before = trial(images)
-        _fold(trial, pairs.norm_of)
-        error = (trial(images) - before).abs().max()
-    if not error <= TOLERANCE * before.abs().max():
-        raise UserError(
-            f"folding the batch norms changes what the network computes (by {error:.2g}, its "
-            f"largest output is {before.abs().max():.2g}): it is left as it was"
-        )
-    _fold(model, pairs.norm_of)
+    change_exactly(
+        model, sample_input, lambda m: _fold(m, pairs.norm_of), "folding the batch norms"
+    )
     return pairs.reasons
 
 

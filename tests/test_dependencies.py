@@ -17,7 +17,7 @@ ORDER = [
     "formats",
     "quantizers",
     "layers",
-    "trace dataflow norm_pairs module_swap plan rules split state_dicts structure "
+    "trace dataflow norm_pairs module_swap same_function plan rules split state_dicts structure "
     "backbone_interface controller",
     "network",
     "convert fold calibration",

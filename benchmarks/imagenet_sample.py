@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torchvision.datasets import ImageFolder
 
-from dqnet.data.folder import class_folders, files_below, is_image
 from dqnet.data.make_shards import write_shards
 from dqnet.data.splits import ImageFiles
 from dqnet.errors import UserError
@@ -30,24 +30,19 @@ def make_sample(source: Path, destination: Path) -> dict[str, Any]:
     """Writes the shards; returns what their ``_info.json`` says.
 
     Raises:
-        UserError: if there are no images, or a folder cannot be written.
-        OSError: if a folder cannot be read.
+        UserError: if there are no images, or a folder cannot be read or written.
     """
-    classes = class_folders(source)
-    found = [
-        (path, label)
-        for label, folder in enumerate(classes.values())
-        for path in filter(is_image, files_below(folder, set()))
-    ]
-    if len(found) < 2:
-        raise UserError(f"{source} has fewer than two images in class folders")
-    paths, labels = [path for path, _ in found], torch.tensor([label for _, label in found])
+    try:
+        folder = ImageFolder(str(source))
+    except FileNotFoundError as error:
+        raise UserError(str(error).partition("\n")[0]) from error
+    paths, labels = [path for path, _ in folder.samples], torch.tensor(folder.targets)
     chosen = torch.arange(len(paths)) % EVERY == 0
     parts = [
         ImageFiles(tuple(paths[i] for i in part.nonzero().flatten().tolist()), labels[part])
         for part in (chosen, ~chosen)
     ]
-    return write_shards(tuple(classes), parts, destination)
+    return write_shards(folder.classes, parts, destination)
 
 
 def main() -> None:
@@ -60,7 +55,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         info = make_sample(options.source, options.destination)
-    except (UserError, OSError) as error:
+    except UserError as error:
         sys.exit(f"error: {error}")
     for name, part in info["splits"].items():
         print(f"{name}: {part['num_samples']} images")

@@ -43,7 +43,7 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
     images, structured = 0, False
     with torch.no_grad(), _observing(model, layers):
         for layer in layers:
-            layer.weight_quantizer.observe(layer.weight)
+            layer.weight_quantizer.observe(layer.weight_to_quantize())
         for batch in batches:
             images += len(batch)
             structured |= bool((batch.amax((2, 3)) != batch.amin((2, 3))).any())

@@ -31,8 +31,7 @@ class DataConfig:
     batch_size: int = MISSING
     val_fraction: float = MISSING  # of the training part, in [0, 1)
     workers: int = MISSING  # decoding processes, used when cache is false
-    # What a damaged image does: "stop" the run, or "skip" it. Older checkpoints lack it.
-    damaged: str = "stop"
+    damaged: str = "stop"  # or "skip" damaged images; older checkpoints lack it
 
 
 @dataclass
@@ -42,8 +41,7 @@ class ModelConfig:
     name: str = MISSING
     pretrained: bool = MISSING
     checkpoint_path: str | None = MISSING  # a file, or package:NAME/PATH in an installed package
-    # How its tensors are recognised: name or order. Older checkpoints lack it.
-    checkpoint_by: str = "name"
+    checkpoint_by: str = "name"  # or "order"; older checkpoints lack it
     args: dict[str, Any] = field(default_factory=dict)  # further arguments of timm.create_model
 
 
@@ -119,6 +117,8 @@ class QuantConfig:
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     post_training: PostTrainingConfig = field(default_factory=PostTrainingConfig)
     options: dict[str, Any] = field(default_factory=dict)  # the quantizers' own arguments
+    fold_batch_norm: Any = False  # or "corrected", "uncorrected"
+    freeze_batch_norm: float | None = None  # share of the training, in [0, 1]
     parameter_decay: float = MISSING  # weight decay of clipping values that ask for one (PACT)
     choice_gradient: str = MISSING  # "exact" or "sampled"
     width_affine: bool = MISSING  # each width scales and shifts a layer's output on its own
@@ -127,17 +127,15 @@ class QuantConfig:
 
 @dataclass
 class LossConfig:
-    """Task loss plus the price of bits."""
+    """Task loss plus the price of bits. Older checkpoints lack the last two."""
 
     target_bits: float | None = MISSING  # None: the middle width
     alpha: float = MISSING  # weight of the penalty
     penalty: str = MISSING  # "bit_flops" or "mean_width"
     mutual_information: float = MISSING  # beta; 0 is the paper's plain recipe
     label_smoothing: float = MISSING
-    # Of older checkpoints, which lack them: the part of the training with that term, and the weight
-    # of the divergence from the float network that training starts from.
-    mutual_information_until: float = 1.0
-    distillation: float = 0.0
+    mutual_information_until: float = 1.0  # the part of the training with that term
+    distillation: float = 0.0  # weight of the divergence from the float network it starts from
 
 
 @dataclass
@@ -267,6 +265,7 @@ _NOT_NEGATIVE: Range = "not be negative", lambda x: x >= 0
 _ABOVE_0: Range = "be above 0", lambda x: x > 0
 _ABOVE_0_OR_NULL: Range = "be above 0, or null for none", lambda x: x > 0
 _AT_LEAST_1: Range = "be at least 1", lambda x: x >= 1
+_SHARE: Range = "be in [0, 1]", lambda x: 0 <= x <= 1
 _BELOW_1: Range = "be in [0, 1)", lambda x: 0 <= x < 1
 #: of settings whose range no other module checks, by their dotted names
 RANGES: dict[str, Range] = {
@@ -280,10 +279,11 @@ RANGES: dict[str, Range] = {
     "quant.calibration.images": _AT_LEAST_1,
     "quant.post_training.adaround": _NOT_NEGATIVE,
     "quant.post_training.images": _AT_LEAST_1,
+    "quant.freeze_batch_norm": _SHARE,
     "quant.parameter_decay": _NOT_NEGATIVE,
     "loss.alpha": _NOT_NEGATIVE,
     "loss.mutual_information": _NOT_NEGATIVE,
-    "loss.mutual_information_until": ("be in [0, 1]", lambda x: 0 <= x <= 1),
+    "loss.mutual_information_until": _SHARE,
     "loss.label_smoothing": _BELOW_1,
     "loss.distillation": _NOT_NEGATIVE,
     "optim.lr": _ABOVE_0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -9,13 +10,15 @@ from torch import Tensor, nn
 
 from dqnet.config import ControllerConfig
 from dqnet.controller import Controller, check_controller
-from dqnet.dataflow import PLAIN_LAYERS
+from dqnet.dataflow import PLAIN_LAYERS, dataflow
 from dqnet.errors import UserError, unknown_name
 from dqnet.formats import Precision, common_precisions
 from dqnet.layers import QuantConv2d, QuantLayer, QuantLinear
+from dqnet.layers.following_norm import FORMS, FollowingNorm
 from dqnet.layers.quant_layer import Quantization
 from dqnet.module_swap import swap_modules
 from dqnet.network import QuantizedModel
+from dqnet.norm_pairs import norm_pairs
 from dqnet.plan import Plan
 from dqnet.quantizers import Method, Options, find_quantizers
 from dqnet.rules import DEFAULT_STATIC, QUANTIZABLE, Rule, Rules, before_split, plan_by_rules
@@ -42,6 +45,7 @@ def quantize(
     controller: ControllerConfig | None = None,
     choice_gradient: str = "exact",
     width_affine: bool = True,
+    fold_batch_norm: str | bool = False,
 ) -> QuantizedModel:
     """Converts a plain CNN; with one width the result is static, with several it is dynamic.
 
@@ -68,11 +72,15 @@ def quantize(
             three widths or more (see :mod:`dqnet.layers.sampled`).
         width_affine: let each width of a routed layer scale and shift its output by learned values
             of its own (see :mod:`dqnet.layers.width_affine`).
+        fold_batch_norm: ``"corrected"`` or ``"uncorrected"``: weights are quantized with the scale
+            of the batch norm behind them, as an integer network needs them (see
+            :mod:`dqnet.layers.following_norm`).
 
     Raises:
         UserError: for an unknown name, a bad width, a pattern that matches nothing, a split point
             that does not exist or leaves nothing to route, a plan of another model, a layer that
-            cannot be converted, or a sample that the model does not take.
+            cannot be converted, a batch norm to fold that two layers share, or a sample that the
+            model does not take.
     """
     rules = Rules.parse(widths, static_width, static, first_last, full_precision, layers)
     controller = ControllerConfig() if controller is None else controller
@@ -82,6 +90,8 @@ def quantize(
         raise unknown_name("choice_gradient", choice_gradient, CHOICE_GRADIENTS)
     trace, split, plan = make_plan(model, sample_input, rules, plan, shared_until, controller)
 
+    norms = _norms_to_fold(model, sample_input, plan, quantizer, fold_batch_norm)
+
     how = Quantization(quantizer, options, width_affine)
     swaps = {
         model.get_submodule(layer.name): _quantized(
@@ -90,6 +100,8 @@ def quantize(
         for layer in plan.layers
         if layer.role != "full"
     }
+    for layer, norm in norms.items():
+        swaps[layer].following = FollowingNorm(norm, fold_batch_norm)
     head = None
     source = split if plan.routed and controller.kind == "shared" else None  # None: the image
     if plan.routed:
@@ -148,6 +160,40 @@ def make_plan(
             f"split point {split.name!r} leaves nothing to route; choose an earlier module"
         )
     return trace, split.name, made
+
+
+def _norms_to_fold(
+    model: nn.Module, sample_input: Tensor, plan: Plan, quantizer: Method, form: str | bool
+) -> dict[nn.Module, nn.Module]:
+    """The norms that are folded into layers: layer → norm. Warns of those that are not.
+
+    Raises:
+        UserError: if two layers share one, the form is unknown, or there is none to fold.
+    """
+    if form is False:
+        return {}
+    if form not in FORMS:
+        raise unknown_name("fold_batch_norm", str(form), FORMS, "(or false)")
+    weights = find_quantizers(quantizer)[0]
+    if weights.rescales:
+        raise UserError(
+            f"fold_batch_norm: {weights.__name__} brings every weight to a scale of its own, so "
+            "that a norm's scale has no effect on it; quantize weights with lsq or affine"
+        )
+    pairs = norm_pairs(model, dataflow(model, sample_input))
+    if pairs.shared:
+        name = pairs.shared[0]
+        raise UserError(
+            f"fold_batch_norm: batch norm {name!r} {pairs.reasons[name]}; give each a norm of its "
+            "own, or leave fold_batch_norm=false"
+        )
+    quantized = {layer.name for layer in plan.layers if layer.role != "full"}
+    found = {layer: norm for layer, norm in pairs.norm_of.items() if layer in quantized}
+    if not found:
+        raise UserError("fold_batch_norm: no quantized layer has a batch norm of its own behind it")
+    for name, why in pairs.reasons.items():
+        warnings.warn(f"batch norm {name!r} is not folded: it {why}", stacklevel=3)
+    return {model.get_submodule(a): model.get_submodule(b) for a, b in found.items()}
 
 
 def _check_convertible(model: nn.Module, trace: Trace, plan: Plan, split: str | None) -> None:

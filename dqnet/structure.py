@@ -96,6 +96,7 @@ def plan_of_changed(network: nn.Module, before: Structure, image_shape: tuple[in
     plan = plan_of_trace(trace, runs_at)
     _check_routed([network.get_submodule(layer.name) for layer in plan.routed], before)
     _check_known(network, plan, before.layers.values())
+    _check_norms(network)
     if all(layer.role == "full" for layer in plan.layers):
         raise UserError(f"{CHANGED} and no layer is quantized any more; {REMEDY}")
     warn_uncounted(trace)
@@ -110,6 +111,18 @@ def _check_routed(modules: list[nn.Module], before: Structure) -> None:
     gone = [f"routed layer {name!r} does not run" for m, name in old.items() if m not in modules]
     what = gone[0] if gone else "routed layers were added or run in another order"
     raise UserError(f"{CHANGED}: {what}, which the controller chooses widths for; {REMEDY}")
+
+
+def _check_norms(network: nn.Module) -> None:
+    """Raises UserError for a layer whose batch norm, folded into its weight, is gone."""
+    modules = set(network.modules())
+    for name, module in network.named_modules():
+        norm = module.following if isinstance(module, QuantLayer) else None
+        if norm is not None and norm.norm not in modules:
+            raise UserError(
+                f"{CHANGED}: the batch norm that is folded into layer {name!r} was replaced; "
+                f"{REMEDY}"
+            )
 
 
 def _check_known(network: nn.Module, plan: Plan, before: Iterable[LayerPlan]) -> None:

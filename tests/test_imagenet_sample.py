@@ -23,5 +23,5 @@ def test_every_fifth_image_is_for_calibration(tmp_path):
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
-    with pytest.raises(UserError, match="fewer than two images"):
+    with pytest.raises(UserError, match="find any class folder"):
         make_sample(tmp_path, tmp_path / "sample")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dqnet.layers.quant_layer import QuantLayer
 from dqnet.processes import gathered
 from dqnet.quantizers.half import widened
 
@@ -77,8 +78,13 @@ def synchronize_batch_norms(model: nn.Module, device: torch.device) -> None:
 
     Parameters, statistics and their names stay; ``device`` is where it is going to compute.
     """
-    successor = _CpuSuccessor if device.type == "cpu" else _GpuSuccessor
+    form = _CpuSuccessor if device.type == "cpu" else _GpuSuccessor
+    successors: dict[nn.Module, _Successor] = {}
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, _BatchNorm):
-                setattr(module, name, successor(child))
+                successors[child] = form(child)
+                setattr(module, name, successors[child])
+    for module in model.modules():
+        if isinstance(module, QuantLayer) and module.following is not None:
+            module.following.norm = successors.get(module.following.norm, module.following.norm)

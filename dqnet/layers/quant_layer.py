@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dqnet.errors import UserError
 from dqnet.formats import Precision, as_written, distinct, parse_precisions
+from dqnet.layers.following_norm import FollowingNorm
 from dqnet.layers.geometry import Geometry
 from dqnet.layers.input_codes import InputCodes
 from dqnet.layers.routed import Pass, routed
@@ -49,6 +50,7 @@ class QuantLayer(nn.Module):
         weight_quantizer, input_quantizer: of the different formats among them.
         geometry: how weight and input are multiplied.
         affine: scale and shift of each precision; ``None`` without.
+        following: the batch norm whose scale is quantized with the weight; ``None``: without.
         router, column: where a converted model's layer finds its choice.
         unquantized: whether the layer runs in full precision meanwhile.
         calibrating: whether it does, and its input's quantizer observes.
@@ -77,6 +79,7 @@ class QuantLayer(nn.Module):
         self.affine = (
             WidthAffine(len(self.precisions), outputs) if how.width_affine and several else None
         )
+        self.following: FollowingNorm | None = None
         self.router: Router | None = None
         self.column: int | None = None
         self.unquantized = False
@@ -97,7 +100,8 @@ class QuantLayer(nn.Module):
         """As of any module; quantized weights that evaluation has kept are dropped."""
         self._weights.clear()
         if self._behind and not mode:
-            self.weight_quantizer.follow(self.weight)  # the optimizer's last step
+            with torch.no_grad():
+                self.weight_quantizer.follow(self.weight_to_quantize())  # the last step's
             self._behind = False
         return super().train(mode)
 
@@ -105,20 +109,62 @@ class QuantLayer(nn.Module):
         """Shows the input of a calibration batch to the input's quantizer."""
         self.input_quantizer.observe(gathered(x.detach()))
 
-    def prepare(self, x: Tensor) -> None:
+    def norm_scale(self, x: Tensor | None = None) -> Tensor | None:
+        """What the weight is multiplied by before it is quantized, and divided by afterwards.
+
+        Args:
+            x: the input, on whose statistics it may depend in training.
+
+        Returns:
+            ``[O, 1, ...]``, or ``None`` if no norm is folded into the weight.
+        """
+        if self.following is None:
+            return None
+
+        def output() -> Tensor:
+            return self.geometry.forward(self.geometry.repeat(x), self.weight)
+
+        scale = self.following.scale(None if x is None else output)
+        return scale.view(-1, *[1] * (self.weight.dim() - 1)).to(self.weight.dtype)
+
+    def weight_to_quantize(self, scale: Tensor | None = None) -> Tensor:
+        """The weight as its quantizer sees it: of an integer network, whose norms are folded.
+
+        Args:
+            scale: from :meth:`norm_scale`; by default the long-term one.
+        """
+        scale = self.norm_scale() if scale is None else scale
+        return self.weight if scale is None else self.weight * scale
+
+    def prepare(self, x: Tensor, scale: Tensor | None = None) -> None:
         """Lets quantizers that need data set themselves from this batch, or follow it."""
-        self.weight_quantizer.prepare(self.weight)
+        if self.training or not self.weight_quantizer.ready:
+            with torch.no_grad():
+                weight = self.weight_to_quantize(scale)
+                self.weight_quantizer.prepare(weight)
+                if self.training:
+                    self.weight_quantizer.follow(weight)
         if not self.input_quantizer.ready:
             # The whole batch of all processes, whatever precisions its images chose.
             self.input_quantizer.prepare(gathered(x.detach()))
         if self.training:
             self._behind = True
-            self.weight_quantizer.follow(self.weight)
             self.input_quantizer.follow(x)
 
-    def quantized_weights(self) -> tuple[Tensor, ...]:
-        """The weight at each of the K precisions, differentiable."""
-        different = self.weight_quantizer.all_formats(self.weight)
+    def quantized_weights(self, scale: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The weight at each of the K precisions, differentiable.
+
+        Args:
+            scale: from :meth:`norm_scale`; by default the long-term one.
+        """
+        scale = self.norm_scale() if scale is None else scale
+        different = self.weight_quantizer.all_formats(self.weight_to_quantize(scale))
+        if scale is not None:
+            # A channel whose γ is zero adds nothing, whatever its weight. Unquantized, γ has the
+            # gradient that it needs to become another number.
+            zero = scale == 0
+            divisor = scale.masked_fill(zero, 1)
+            different = tuple(self.weight.where(zero, own / divisor) for own in different)
         return tuple(different[i] for i in self._weight_index)
 
     def quantized_input(self, x: Tensor, k: int = 0) -> Tensor:
@@ -138,8 +184,9 @@ class QuantLayer(nn.Module):
             return self.geometry.forward(self.geometry.repeat(x), self.weight, self.bias)
         if grouped and (len(self.precisions) > 1 or tracer() is None):
             return self._run_groups(x, choice)
-        self.prepare(x)
-        (weight,) = self.quantized_weights()
+        scale = self.norm_scale(x)
+        self.prepare(x, scale)
+        (weight,) = self.quantized_weights(scale)
         x = self.geometry.repeat(self.quantized_input(x))
         return self.geometry.forward(x, weight, self.bias)
 
@@ -149,8 +196,9 @@ class QuantLayer(nn.Module):
         if not x.is_floating_point():
             raise UserError(f"{type(self).__name__} takes floating-point images, not {x.dtype}")
         choice, groups, drawn_widths = self._routing(x, choice)
-        self.prepare(x)
-        weights, gain = self._weights_and_gain()
+        scale = self.norm_scale(x)
+        self.prepare(x, scale)
+        weights, gain = self._weights_and_gain(scale)
         bias = self.bias
         if self.affine is not None:
             bias = self.affine.shift if bias is None else self.affine.shift + bias
@@ -165,7 +213,9 @@ class QuantLayer(nn.Module):
         inputs = InputCodes(self.input_quantizer, self._input_index)
         return Pass(groups, drawn_widths, self.geometry, inputs)
 
-    def _weights_and_gain(self) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    def _weights_and_gain(
+        self, norm_scale: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """The weight at every precision, and the gain ``[K, O]`` of each.
 
         In evaluation computed once, until a parameter changes (what of it may go unseen on a GPU:
@@ -175,15 +225,16 @@ class QuantLayer(nn.Module):
         # A CUDA graph must quantize for itself, or weights that are loaded later do not reach it.
         if self.training or torch.is_grad_enabled() or captured(self.weight):
             self._weights.clear()
-            weights = self.quantized_weights()
+            weights = self.quantized_weights(norm_scale)
             return weights, None if affine is None else affine.gains(weights)
 
         def compute() -> tuple[Tensor, ...]:
-            weights = self.quantized_weights()
+            weights = self.quantized_weights(norm_scale)
             return weights if affine is None else affine.scale(weights)
 
         of_affine = () if affine is None else (affine.gain,)  # the shift is not part of it
-        parameters = (self.weight, *self.weight_quantizer.parameters(), *of_affine)
+        of_norm = () if norm_scale is None else (norm_scale,)
+        parameters = (self.weight, *self.weight_quantizer.parameters(), *of_affine, *of_norm)
         return self._weights.get(parameters, compute), None
 
     def _routing(self, x: Tensor, choice: Tensor | None) -> Column:

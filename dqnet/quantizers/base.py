@@ -43,6 +43,8 @@ class Quantizer(nn.Module):
     registry: ClassVar[dict[str, dict[str, type[Quantizer]]]] = {}
     #: the method whose weights go with these inputs; ``None``: its own
     weights: ClassVar[str | None] = None
+    #: whether a weight becomes one on a scale of its own, as DoReFa's in [-1, 1]
+    rescales: ClassVar[bool] = False
     #: names of parameters that are regularised by a weight decay of their own
     decayed: ClassVar[tuple[str, ...]] = ()
 

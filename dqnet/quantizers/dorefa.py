@@ -139,6 +139,8 @@ def dorefa_activation(x: Tensor, width: int, signed: bool = False) -> Tensor:
 class DoReFaWeight(Quantizer, name="dorefa", of="weight"):
     """DoReFa's weights; it has no parameters."""
 
+    rescales = True
+
     def forward(self, x: Tensor, k: int) -> Tensor:
         return dorefa_weight(x, self.formats[k].bits)
 

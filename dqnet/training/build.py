@@ -59,6 +59,7 @@ def build_model(
         controller=quant.controller,
         choice_gradient=quant.choice_gradient,
         width_affine=quant.width_affine,
+        fold_batch_norm=quant.fold_batch_norm,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dqnet.config import ControllerConfig, TrainConfig
 from dqnet.data.splits import Splits
@@ -72,6 +73,7 @@ class Learner:
         self.schedule.step_update(update)
         progress = update / self.updates
         set_temperature(self.model, self.config.quant.controller, progress)
+        freeze_batch_norms(self.model, self.config.quant.freeze_batch_norm, progress)
         images, labels = self.device.images(images), labels.to(self.device.torch_device)
         teacher_logits = None
         if self.teacher is not None:
@@ -148,3 +150,16 @@ def set_temperature(model: nn.Module, config: ControllerConfig, progress: float)
     controller = getattr(model, "controller", None)
     if controller is not None and config.tau_end is not None:
         controller.tau = config.tau * (config.tau_end / config.tau) ** progress
+
+
+def freeze_batch_norms(model: nn.Module, share: float | None, progress: float) -> None:
+    """From a share of the training on, batch norms of the backbone keep their statistics.
+
+    They use the long-term ones as in evaluation; their scale and shift are still trained.
+    """
+    if share is None or progress < share:
+        return
+    backbone = model.backbone if isinstance(model, QuantizedModel) else model
+    for module in backbone.modules():
+        if isinstance(module, _BatchNorm):
+            module.training = False

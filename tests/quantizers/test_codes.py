@@ -11,7 +11,7 @@ from dqnet.formats import Format
 from dqnet.quantizers import Quantizer, build_quantizers
 
 
-@pytest.mark.parametrize("name", ["dorefa", "pact", "lsq", "affine", "symmetric"])
+@pytest.mark.parametrize("name", ["dorefa", "pact", "lsq", "lsq_plus", "affine", "symmetric"])
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("width", ALL_WIDTHS)
 def test_codes_and_their_scale_are_the_quantized_tensor(name, signed, width):

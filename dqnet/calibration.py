@@ -55,9 +55,11 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
             f"calibration saw {images} images of one colour each, which say nothing about ranges; "
             "give training images"
         )
-    for layer in layers:
-        layer.weight_quantizer.complete()
-        layer.input_quantizer.complete()
+    quantizers = [q for layer in layers for q in (layer.weight_quantizer, layer.input_quantizer)]
+    for cls in {type(quantizer) for quantizer in quantizers}:
+        cls.pool([quantizer for quantizer in quantizers if type(quantizer) is cls])
+    for quantizer in quantizers:
+        quantizer.complete()
     return images
 
 

@@ -113,6 +113,16 @@ class Quantizer(nn.Module):
         A quantizer that has parameters to set from data overrides this and :meth:`finish`.
         """
 
+    @classmethod
+    def pool(cls, quantizers: Sequence[Quantizer]) -> None:
+        """In a calibration, before :meth:`finish`: shares what a network's quantizers have seen.
+
+        A class whose quantizers have something in common overrides this.
+
+        Args:
+            quantizers: all of the network that are of this class.
+        """
+
     def finish(self) -> None:
         """Sets parameters from what was observed, and forgets it."""
 

@@ -67,7 +67,9 @@ def trained(model, average):
     return average.module.eval()
 
 
-@pytest.mark.parametrize("quantizer", ["dorefa", "pact", "lsq", "lsq_plus", "affine"])
+@pytest.mark.parametrize(
+    "quantizer", ["dorefa", "pact", "lsq", "lsq_plus", "affine", "fixed_point"]
+)
 @pytest.mark.parametrize("kind", AVERAGES)
 def test_an_average_made_before_the_first_batch_is_the_one_made_after_it(kind, quantizer):
     model = converted(quantizer)
@@ -85,7 +87,9 @@ def test_an_average_made_before_the_first_batch_is_the_one_made_after_it(kind, q
     assert not torch.equal(early.get_parameter(name), model.get_parameter(name))
 
 
-@pytest.mark.parametrize("quantizer", ["dorefa", "pact", "lsq", "lsq_plus", "affine"])
+@pytest.mark.parametrize(
+    "quantizer", ["dorefa", "pact", "lsq", "lsq_plus", "affine", "fixed_point"]
+)
 def test_every_buffer_can_be_averaged(quantizer):
     for name, buffer in converted(quantizer).named_buffers():
         assert buffer.is_floating_point() or name.endswith("num_batches_tracked")

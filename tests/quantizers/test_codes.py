@@ -11,11 +11,13 @@ from dqnet.formats import Format
 from dqnet.quantizers import Quantizer, build_quantizers
 
 
-@pytest.mark.parametrize("name", ["dorefa", "pact", "lsq", "lsq_plus", "affine", "symmetric"])
+@pytest.mark.parametrize(
+    "name", ["dorefa", "pact", "lsq", "lsq_plus", "affine", "symmetric", "fixed_point"]
+)
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("width", ALL_WIDTHS)
 def test_codes_and_their_scale_are_the_quantized_tensor(name, signed, width):
-    if name in ("affine", "symmetric") and width == 1:
+    if name in ("affine", "symmetric", "fixed_point") and width == 1:
         pytest.skip("it has at least two bits")
     options = {"alpha_init": 0.9} if name == "pact" else None
     formats = [Format(8), Format(width)] if width != 8 else [Format(3), Format(8)]

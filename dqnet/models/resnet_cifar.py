@@ -8,10 +8,12 @@ unchanged.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import get_act_layer
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -30,14 +32,16 @@ class SubsampleAndPad(nn.Module):
 class BasicBlock(nn.Module):
     """Two 3 × 3 convolutions and a shortcut around them."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, act: Callable[[], nn.Module]
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.act1 = nn.ReLU()
+        self.act1 = act()
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.act2 = nn.ReLU()
+        self.act2 = act()
         grown = channels - in_channels
         self.shortcut = SubsampleAndPad(grown) if stride != 1 or grown else nn.Identity()
 
@@ -54,18 +58,22 @@ class ResNetCifar(nn.Module):
         blocks: blocks per stage; the network has 6 · blocks + 2 weighted layers.
         num_classes: outputs of the classifier.
         in_chans: channels of the images.
+        act_layer: timm's name of the activation.
     """
 
-    def __init__(self, blocks: int, num_classes: int = 10, in_chans: int = 3) -> None:
+    def __init__(
+        self, blocks: int, num_classes: int = 10, in_chans: int = 3, act_layer: str = "relu"
+    ) -> None:
         super().__init__()
+        act = get_act_layer(act_layer)
         self.num_classes = num_classes
         self.num_features = 64
         self.conv1 = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
-        self.act1 = nn.ReLU()
-        self.layer1 = self._stage(16, 16, blocks, 1)
-        self.layer2 = self._stage(16, 32, blocks, 2)
-        self.layer3 = self._stage(32, 64, blocks, 2)
+        self.act1 = act()
+        self.layer1 = self._stage(16, 16, blocks, 1, act)
+        self.layer2 = self._stage(16, 32, blocks, 2, act)
+        self.layer3 = self._stage(32, 64, blocks, 2, act)
         self.linear = nn.Linear(64, num_classes)
         self.feature_info = [
             {"num_chs": 16, "reduction": 1, "module": "act1"},
@@ -78,9 +86,12 @@ class ResNetCifar(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     @staticmethod
-    def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
-        first = BasicBlock(in_channels, channels, stride)
-        return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(blocks - 1)))
+    def _stage(
+        in_channels: int, channels: int, blocks: int, stride: int, act: Callable[[], nn.Module]
+    ) -> nn.Sequential:
+        first = BasicBlock(in_channels, channels, stride, act)
+        others = (BasicBlock(channels, channels, 1, act) for _ in range(blocks - 1))
+        return nn.Sequential(first, *others)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's form of groups, for learning rates by depth: the stem, then stages or blocks."""

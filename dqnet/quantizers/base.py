@@ -129,7 +129,8 @@ class Quantizer(nn.Module):
     def follow(self, x: Tensor) -> None:
         """In training, sees the weight, or the batch of inputs, before every forward pass.
 
-        A quantizer whose ranges follow what is trained overrides this.
+        A quantizer whose ranges follow what is trained overrides this, or one that keeps weights
+        within bounds, and may change ``x`` in place.
         """
 
     @property

@@ -106,3 +106,10 @@ def test_a_checkpoint_loads_through_timm(tmp_path):
     second = create(20, checkpoint_path=tmp_path / "weights.pt")
     for name, value in first.state_dict().items():
         assert torch.equal(second.state_dict()[name], value), name
+
+
+def test_the_activation_can_be_chosen():
+    model = create(20, act_layer="identity")
+    assert not any(isinstance(m, nn.ReLU) for m in model.modules())
+    assert sum(isinstance(m, nn.ReLU) for m in create(20).modules()) == 19
+    assert (model.eval().forward_features(torch.randn(2, 3, 8, 8)) < 0).any()

@@ -12,7 +12,7 @@ from dqnet.quantizers import Quantizer, build_quantizers
 
 
 @pytest.mark.parametrize(
-    "name", ["dorefa", "pact", "lsq", "lsq_plus", "affine", "symmetric", "fixed_point"]
+    "name", ["dorefa", "pact", "lsq", "lsq_plus", "affine", "symmetric", "fixed_point", "qnn"]
 )
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("width", ALL_WIDTHS)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dqnet.errors import UserError
-from dqnet.formats import Format, Precision, as_written, distinct, parse_precisions
+from dqnet.formats import Format, Minifloat, Precision, as_written, distinct, parse_precisions
 
 bits = st.integers(1, 16)
 
@@ -23,6 +23,41 @@ def test_a_precision_is_read_back_from_its_name(weight, x):
     assert Precision.parse(precision.value) == precision
     assert Precision.parse(f"w{weight}a{x}") == precision
     assert hash(Precision.parse(precision.value)) == hash(precision)
+
+
+SPLITS = [(e, m) for e in range(1, 9) for m in range(16 - e)]
+names = st.one_of(
+    bits.map(str), st.sampled_from([*(f"e{e}m{m}" for e, m in SPLITS if (e, m) != (5, 10))]),
+    st.just("float16"),
+)  # fmt: skip
+
+
+@given(weight=names, x=names)
+def test_small_floats_are_formats_of_weights_and_of_inputs(weight, x):
+    precision = Precision.parse(f"w{weight}a{x}")
+    assert (str(precision.weight), str(precision.input)) == (weight, x)
+    assert Precision.parse(precision.value) == precision
+    assert Precision.parse(weight) == Precision(precision.weight, precision.weight)
+
+
+def test_a_small_float_is_named_by_its_bits():
+    e4m3 = Format.parse("e4m3")
+    assert e4m3 == Minifloat(4, 3) and hash(e4m3) == hash(Minifloat(4, 3))
+    assert (e4m3.bits, e4m3.exponent, e4m3.mantissa) == (8, 4, 3)
+    assert e4m3 != Format(8) and e4m3 != Minifloat(5, 2)
+    assert Format.parse("float16") == Format.parse("e5m10") == Minifloat(5, 10)
+    assert str(Precision.parse("we5m10ae4m3")) == "wfloat16ae4m3"
+    assert Precision.parse("e4m3").label == "e4m3"
+    assert Precision.parse("w4ae4m3").bit_product == 32
+
+
+@pytest.mark.parametrize(
+    ("name", "largest"),
+    [("e4m3", 448), ("e5m2", 57344), ("e3m2", 28), ("e2m3", 7.5), ("e2m1", 6), ("e3m0", 16),
+     ("float16", 65504), ("e8m7", 3.3895313892515355e38), ("e1m0", 2), ("e4m0", 128)],
+)  # fmt: skip
+def test_the_largest_number_is_the_published_one(name, largest):
+    assert Format.parse(name).largest == largest
 
 
 def test_an_integer_is_both_formats():
@@ -75,6 +110,13 @@ def test_equal_costs_keep_their_order():
         (("two",), "'two' is not a precision"),
         (("w4",), "'w4' is not a precision; give bits, e.g. 3, or weight and input, e.g. 'w4a8'"),
         (("w4ax",), "'x' is not a number format; valid: bits of an integer, 1 to 16"),
+        (("e9m9",), "'e9m9' is not a number format; valid: .* e4m3, of 1 to 8 .* 16 in all"),
+        (("e9m3",), "'e9m3' is not a number format"),
+        (("e0m3",), "'e0m3' is not a number format"),
+        (("w4ae8m8",), "'e8m8' is not a number format"),
+        (("we4ae4m3",), "'e4' is not a number format"),
+        (("float32",), "'float32' is not a precision"),
+        (("e4m3", "w4a4"), r"ascending.*\(4, 'e4m3'\)"),
     ],
 )
 def test_other_widths_are_refused_with_what_would_be_right(widths, message):

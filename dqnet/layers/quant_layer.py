@@ -86,6 +86,8 @@ class QuantLayer(nn.Module):
         self.calibrating = False
         self._weights = WeightCache()
         self._behind = False  # whether the weight may have changed since its quantizer followed it
+        if weight_quantizer.keeps_weight:
+            self.weight.requires_grad_(False)
         self.to(self.weight)  # device= and dtype= are of all parameters
 
     @property

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dqnet.errors import UserError, unknown_name
-from dqnet.formats import Format
+from dqnet.formats import MAX_BITS, Format
 from dqnet.quantizers.base import Quantizer
 from dqnet.quantizers.codes import Codes
 from dqnet.quantizers.half import widened
@@ -132,6 +132,8 @@ class Affine(Quantizer):
         rows: how many ranges there are.
     """
 
+    storage = range(2, MAX_BITS + 1)
+
     def __init__(
         self,
         formats: Sequence[Format],
@@ -145,8 +147,6 @@ class Affine(Quantizer):
         rows: int = 1,
     ) -> None:
         super().__init__(formats, signed=signed, channels=channels)
-        if any(own.bits < 2 for own in self.formats):
-            raise UserError(f"{type(self).__name__} has at least 2 bits, not 1")
         if rounding not in ROUNDINGS:
             raise unknown_name("rounding", rounding, ROUNDINGS)
         self._new_observer = observer_factory(observer, momentum, percentile)

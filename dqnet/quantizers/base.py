@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dqnet.errors import UserError
-from dqnet.formats import Format
+from dqnet.formats import MAX_BITS, MIN_BITS, Format
 from dqnet.quantizers.codes import Codes
 from dqnet.recording import captured, tracer
 
@@ -45,6 +45,12 @@ class Quantizer(nn.Module):
     weights: ClassVar[str | None] = None
     #: whether a weight becomes one on a scale of its own, as DoReFa's in [-1, 1]
     rescales: ClassVar[bool] = False
+    #: the kind of format that it writes ...
+    writes: ClassVar[type[Format]] = Format
+    #: ... and of how many bits
+    storage: ClassVar[range] = range(MIN_BITS, MAX_BITS + 1)
+    #: whether the float weight stays as it was observed, and the quantizer's parameters are trained
+    keeps_weight: ClassVar[bool] = False
     #: names of parameters that are regularised by a weight decay of their own
     decayed: ClassVar[tuple[str, ...]] = ()
 
@@ -74,6 +80,7 @@ class Quantizer(nn.Module):
         if options:  # what a subclass did not take
             raise TypeError(f"unexpected option {next(iter(options))!r}")
         self.formats = tuple(formats)
+        self._check_formats()
         self.channels = channels
         # Buffers, so that a checkpoint says which form it was trained in; of floating point,
         # because moving averages are taken of buffers, too. The plain values beside them spare a
@@ -104,6 +111,18 @@ class Quantizer(nn.Module):
             UserError: if the method has none.
         """
         raise UserError(f"{type(self).__name__} does not say what its integer codes are")
+
+    def _check_formats(self) -> None:
+        """Raises UserError for a format that the method does not write."""
+        least, most = self.storage[0], self.storage[-1]
+        for own in self.formats:
+            if type(own) is not self.writes:
+                raise UserError(f"{type(self).__name__} writes {self.writes.kind}, not {own}")
+            if own.bits not in self.storage:
+                raise UserError(
+                    f"{type(self).__name__} has at least {least} bits and at most {most}, "
+                    f"not {own.bits}"
+                )
 
     # What depends on data
 

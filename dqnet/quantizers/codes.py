@@ -14,22 +14,30 @@ class Codes:
 
     Attributes:
         codes: int32, of the tensor's shape; at b bits at most 2ᵇ different ones.
-        scale: Δ, above 0: a scalar, or one per channel that broadcasts against ``codes``.
+        scale: Δ, above 0: a scalar, or one per channel that broadcasts against ``codes``; with
+            ``block`` one for each block, ``[B]``.
         zero_point: the code of zero, likewise; it need not be an integer (DoReFa's levels lie
-            evenly around zero and do not contain it).
-        table: values by code, instead of scale and zero point; ``None`` for evenly spaced levels.
+            evenly around zero and do not contain it). 0 with a table.
+        table: values by code before the scale; ``None`` for evenly spaced levels.
+        block: elements that share a scale: consecutive ones of the flattened tensor, the last block
+            may be shorter. ``None``: scales broadcast.
     """
 
     codes: Tensor
     scale: Tensor
     zero_point: Tensor
     table: Tensor | None = None
+    block: int | None = None
 
     def values(self) -> Tensor:
-        """Δ · (code − zero point), or what the table says, in the type of the scale."""
+        """Δ · (code − zero point), or Δ · table[code], in the type of the scale."""
+        scale = self.scale
+        if self.block is not None:
+            each = scale.repeat_interleave(self.block)[: self.codes.numel()]
+            scale = each.view(self.codes.shape)
         if self.table is not None:
-            return self.table[self.codes.long()]
-        return (self.codes.to(self.scale.dtype) - self.zero_point) * self.scale
+            return self.table[self.codes.long()].to(scale.dtype) * scale
+        return (self.codes.to(scale.dtype) - self.zero_point) * scale
 
 
 def evenly_spaced(quantized: Tensor, low: Tensor, scale: Tensor, levels: int) -> Codes:

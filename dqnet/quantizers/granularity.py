@@ -1,0 +1,49 @@
+"""Which elements of a weight share a scale."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from dqnet.errors import UserError, unknown_name
+
+GRANULARITIES = ("per_tensor", "per_channel", "block")
+
+
+class Granularity:
+    """A weight as rows that have a scale each.
+
+    Args:
+        name: ``per_tensor``; ``per_channel``, the first axis; or ``block``: consecutive elements of
+            the flattened weight.
+        block: how many, at least 1.
+
+    Raises:
+        UserError: for another name or number.
+    """
+
+    def __init__(self, name: str, block: int) -> None:
+        if name not in GRANULARITIES:
+            raise unknown_name("granularity", name, GRANULARITIES)
+        if isinstance(block, bool) or not isinstance(block, int) or block < 1:
+            raise UserError(f"block {block!r} must be a number of elements, at least 1")
+        self.name = name
+        self.block = block if name == "block" else None
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """``[R, M]``; the last block is filled up with zeros."""
+        if self.name == "per_channel":
+            return weight.flatten(1)
+        if self.block is None:
+            return weight.reshape(1, -1)
+        return F.pad(weight.flatten(), (0, -weight.numel() % self.block)).view(-1, self.block)
+
+    def restored(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """Rows in the shape of the weight that they are of."""
+        return rows.flatten()[: weight.numel()].view(weight.shape)
+
+    def scale_shape(self, weight: Tensor) -> tuple[int, ...]:
+        """Of the scales ``[R]`` in :class:`~dqnet.quantizers.codes.Codes`."""
+        if self.name == "per_channel":
+            return (-1, *[1] * (weight.dim() - 1))
+        return () if self.block is None else (-1,)

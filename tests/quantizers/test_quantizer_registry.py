@@ -60,15 +60,17 @@ def test_a_subclass_without_a_name_is_not_registered():
 
 
 def test_a_method_of_weights_alone_is_refused_for_inputs():
-    class Codebook(Quantizer, name="codebook", of="weight"):
+    class WeightsAlone(Quantizer, name="weights_alone", of="weight"):
         pass
 
     try:
-        assert find_quantizers(("codebook", "lsq"))[0] is Codebook
-        with pytest.raises(UserError, match="'codebook' is not for a layer's input; valid: affine"):
-            find_quantizers("codebook")
+        assert find_quantizers(("weights_alone", "lsq"))[0] is WeightsAlone
+        with pytest.raises(
+            UserError, match="'weights_alone' is not for a layer's input; valid: affine"
+        ):
+            find_quantizers("weights_alone")
     finally:
-        del Quantizer.registry["codebook"]
+        del Quantizer.registry["weights_alone"]
 
 
 def build(method, options):

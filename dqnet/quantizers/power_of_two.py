@@ -1,0 +1,74 @@
+"""Weights that are powers of two, so that a multiplication is a shift.
+
+Zhou et al. 2017, *Incremental Network Quantization*, https://arxiv.org/abs/1702.03044: the largest
+exponent is that of eq. 2, rounding to the nearest, in the linear domain, that of eq. 4. Two things
+differ. The paper sets a bit aside for zero; here the b bits are a sign and b − 1 bits of exponent,
+one code of which is zero, so that there are 2ᵇ⁻¹ − 1 magnitudes and not 2ᵇ⁻². And all weights are
+quantized at once instead of in shares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dqnet.formats import Format
+from dqnet.quantizers.scaled_weight import ScaledWeight
+from dqnet.quantizers.table import nearest_codes
+
+
+class PowerOfTwo(ScaledWeight, name="power_of_two", of="weight"):
+    """0 and ±2ⁿ, with n from the exponent of the largest downwards.
+
+    Args:
+        formats, signed, channels: as of any quantizer.
+        granularity: ``per_tensor`` as in the paper, ``per_channel`` or ``block``.
+        block: elements of a block.
+    """
+
+    #: at 9 bits the smallest magnitude is below the smallest of float32
+    storage = range(2, 9)
+
+    def __init__(
+        self,
+        formats: Sequence[Format],
+        *,
+        signed: bool | None = True,
+        channels: int | None = None,
+        granularity: str = "per_tensor",
+        block: int = 64,
+    ) -> None:
+        super().__init__(
+            formats, signed=signed, channels=channels, granularity=granularity, block=block
+        )
+
+    def scale(self, largest: Tensor, k: int) -> Tensor:
+        """2ⁿ with n = ⌊log₂(4/3 · largest)⌋, to which ¾ · 2ⁿ is the least that is rounded."""
+        return _nearest_power(torch.where(largest > torch.finfo(largest.dtype).tiny, largest, 1))
+
+    def rounded(self, rows: Tensor, k: int) -> Tensor:
+        least = self._least(k)
+        magnitude = rows.abs()
+        power = _nearest_power(magnitude.clamp(least, 1))
+        power = torch.where(magnitude >= least / 2, power.copysign(rows), 0)
+        return torch.where(rows.isnan(), rows, power)
+
+    def table(self, k: int) -> Tensor:
+        count = 2 ** (self.formats[k].bits - 1) - 1
+        powers = [2.0**-n for n in range(count)]
+        return torch.tensor([*(-p for p in powers), 0.0, *powers[::-1]], dtype=torch.float64)
+
+    def codes(self, values: Tensor, k: int) -> Tensor:
+        return nearest_codes(values, self.table(k).to(values))
+
+    def _least(self, k: int) -> float:
+        return 2.0 ** (2 - 2 ** (self.formats[k].bits - 1))
+
+
+def _nearest_power(x: Tensor) -> Tensor:
+    """The nearest power of two to positive numbers, the larger of two."""
+    mantissa, _ = torch.frexp(x)  # x = mantissa · 2ᵉ, 0.5 ≤ mantissa < 1
+    power = x / mantissa.mul(2)  # exact
+    return torch.where(mantissa < 0.75, power, 2 * power)

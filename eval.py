@@ -51,9 +51,9 @@ def evaluate_and_report(config: EvalConfig, console: Console | None = None) -> d
     written = [folder / "eval.json", folder / "per_sample.csv"]
     # The parts that draw take a second to load.
     if config.curve:
-        from dqnet.report.page.curve import write_figure
+        from dqnet.report.page.figures.trade_off import write_curve
 
-        written += [folder / "curve.csv", *write_figure(folder)]
+        written += [folder / "curve.csv", *write_curve(folder)]
     if config.report.name == "html":
         from dqnet.report.page.html import write_report
 

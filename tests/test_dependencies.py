@@ -101,7 +101,9 @@ def test_a_hidden_import_is_found(tmp_path):
     assert imports(file, known) == known
 
 
-@pytest.mark.parametrize("module", ["page.html", "page.curve", "page.wandb", "compare.__main__"])
+@pytest.mark.parametrize(
+    "module", ["page.html", "page.figures.trade_off", "page.wandb", "compare.__main__"]
+)
 def test_a_report_loads_nothing_that_computes(module):
     code = f"import sys, dqnet.report.{module}; print(*sys.modules)"
     process = subprocess.run(

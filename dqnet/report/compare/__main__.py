@@ -25,22 +25,12 @@ from pathlib import Path
 from rich.console import Console
 
 from dqnet.errors import UserError
-from dqnet.report.compare.cascades import against_static
 from dqnet.report.compare.export_runs import export_runs
 from dqnet.report.compare.figure import draw
 from dqnet.report.compare.find_runs import find_runs
-from dqnet.report.compare.groups import group, run_table
-from dqnet.report.compare.pairs import pair
-from dqnet.report.compare.tables import (
-    PAIR_COLUMNS,
-    RUN_COLUMNS,
-    cascade_table,
-    group_table,
-    markdown,
-    pair_table,
-    show,
-    write_csv,
-)
+from dqnet.report.compare.groups import RUN_COLUMNS, group, run_table
+from dqnet.report.compare.pairs import CASCADE_COLUMNS, PAIR_COLUMNS, against_static, pair
+from dqnet.report.compare.tables import cascade_table, group_table, markdown, pair_table, show
 from dqnet.standard_output import take_every_character
 
 
@@ -68,29 +58,31 @@ def compare(
         raise UserError(f"no finished run (summary.json) below {', '.join(map(str, folders))}")
     table = run_table(runs)
     groups = group(table)
-    pairs = pair(groups)
-    cascades = against_static(groups)
-    tables = [group_table(groups)]
-    tables += [] if pairs.empty else [pair_table(pairs)]
-    tables += [] if cascades.empty else [cascade_table(cascades)]
+    pairs, cascades = pair(groups), against_static(groups)
+    files = {
+        "compare.csv": (table, RUN_COLUMNS, group_table(groups)),
+        "pairs.csv": (pairs, PAIR_COLUMNS, pair_table(pairs)),
+        "cascades.csv": (cascades, CASCADE_COLUMNS, cascade_table(cascades)),
+    }
+    texts = [text for rows, _, text in files.values() if len(rows)]
     try:
         if exported is not None:
             export_runs(runs, exported)
         out.mkdir(parents=True, exist_ok=True)
-        write_csv(out / "compare.csv", table, RUN_COLUMNS)
-        write_csv(out / "pairs.csv", pairs, PAIR_COLUMNS)
-        write_csv(out / "cascades.csv", cascades)
+        for name, (rows, columns, _) in files.items():
+            if len(rows):
+                rows.to_csv(out / name, columns=columns, index=False, errors="surrogateescape")
+            else:
+                (out / name).unlink(missing_ok=True)
         draw(groups, pairs, title, [out / "compare.png", out / "compare.pdf"])
-        text = [f"# {title}", "![accuracy against Bit-FLOPs](compare.png)", *map(markdown, tables)]
-        (out / "compare.md").write_text("\n\n".join(text) + "\n", "utf-8", "surrogateescape")
+        page = [f"# {title}", "![accuracy against Bit-FLOPs](compare.png)", *map(markdown, texts)]
+        (out / "compare.md").write_text("\n\n".join(page) + "\n", "utf-8", "surrogateescape")
     except OSError as error:
         raise UserError(f"{error.filename or out} cannot be written: {error.strerror}") from error
-    for text_table in tables:
-        show(console, text_table)
-    written = f"written to {out}: compare.csv, .md, .png and .pdf"
-    written += "" if pairs.empty else ", pairs.csv"
-    written += "" if cascades.empty else ", cascades.csv"
-    console.print(written, **plain)
+    for text in texts:
+        show(console, text)
+    more = "".join(f", {name}" for name in ("pairs.csv", "cascades.csv") if len(files[name][0]))
+    console.print(f"written to {out}: compare.csv, .md, .png and .pdf{more}", **plain)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from dqnet.errors import UserError
 from dqnet.report.compare.export_runs import exported_name
 from dqnet.report.runs import Run, read_run
-
-
-@dataclass(frozen=True)
-class Copied:
-    """What a run and an exported copy of it have in common."""
-
-    name: str
-    summary: bytes
 
 
 def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Path]]:
@@ -30,18 +21,15 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Path]]:
     Raises:
         UserError: for a folder that does not exist, or a finished run that cannot be read.
     """
-    finished: dict[Path, Path] = {}
+    finished: dict[tuple[str, bytes], Path] = {}
     unfinished: dict[Path, Path] = {}
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder")
         for summary in sorted(folder.rglob("summary.json")):
-            finished.setdefault(summary.parent.resolve(), summary.parent)
+            name = exported_name(summary.resolve().parent.name)
+            finished.setdefault((name, summary.read_bytes()), summary.parent)
         for trace in sorted([*folder.rglob("metrics.jsonl"), *folder.rglob("last.pt")]):
             if not (trace.parent / "summary.json").exists():
                 unfinished.setdefault(trace.parent.resolve(), trace.parent)
-    originals: dict[Copied, Path] = {}
-    for resolved, folder in finished.items():
-        summary = (folder / "summary.json").read_bytes()
-        originals.setdefault(Copied(exported_name(resolved.name), summary), folder)
-    return [read_run(folder) for folder in originals.values()], list(unfinished.values())
+    return [read_run(folder) for folder in finished.values()], list(unfinished.values())

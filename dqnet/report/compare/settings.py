@@ -22,15 +22,18 @@ PATHS = ("data.root", "model.checkpoint_path")
 
 def settings_of(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     """For each run ``name=value`` of what tells it from the others of its method, sorted."""
-    found: dict[int, tuple[str, ...]] = {}
+    found: dict[Run, tuple[str, ...]] = {}
     for method in {run.method for run in runs}:
-        places = [i for i, run in enumerate(runs) if run.method == method]
-        of_method = [runs[i] for i in places]
+        of_method = [run for run in runs if run.method == method]
         settings = _differing(of_method, ignored=(*COLUMNS, *PATHS))
-        if _a_seed_comes_twice(of_method, settings):
+        alike = {
+            (run.kind, str(run.widths), run.summary["target_bits"], run.summary["seed"], own)
+            for run, own in zip(of_method, settings, strict=True)
+        }
+        if len(alike) < len(of_method):  # a seed comes twice
             settings = _differing(of_method, ignored=COLUMNS)
-        found |= dict(zip(places, settings, strict=True))
-    return [found[i] for i in range(len(runs))]
+        found |= dict(zip(of_method, settings, strict=True))
+    return [found[run] for run in runs]
 
 
 def _differing(runs: Sequence[Run], ignored: Sequence[str]) -> list[tuple[str, ...]]:
@@ -64,14 +67,6 @@ def _differing(runs: Sequence[Run], ignored: Sequence[str]) -> list[tuple[str, .
         tuple(sorted(f"{name}={value}" for name, value in row.dropna().items()))
         for _, row in values.where(shown).iterrows()
     ]
-
-
-def _a_seed_comes_twice(runs: Sequence[Run], settings: Sequence[tuple[str, ...]]) -> bool:
-    alike = [
-        (run.kind, tuple(map(str, run.widths)), run.target_bits, run.seed, own)
-        for run, own in zip(runs, settings, strict=True)
-    ]
-    return len(set(alike)) < len(alike)
 
 
 def _as_typed(value: Any) -> str:

@@ -11,13 +11,11 @@ import jinja2
 from markupsafe import Markup
 
 from dqnet.errors import UserError
-from dqnet.report.page.controls import control_rows
 from dqnet.report.page.figures import NAMES, figures_of
 from dqnet.report.page.figures.trade_off import described
 from dqnet.report.page.gallery import make_gallery
 from dqnet.report.page.provenance import provenance_of
 from dqnet.report.page.results import read_results
-from dqnet.report.page.svg import inline_svg
 from dqnet.report.runs import read_run
 from dqnet.runtime.files import write_atomically
 from dqnet.units import unit_for
@@ -54,7 +52,6 @@ def write_report(folder: Path, baselines: Sequence[Path] = ()) -> Path:
         figure.save(report)
 
     script = (TEMPLATE / "page.js").read_text(encoding="utf-8")
-    controls = results.figures.get("controls") or {}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE),
         autoescape=True,
@@ -63,14 +60,13 @@ def write_report(folder: Path, baselines: Sequence[Path] = ()) -> Path:
         lstrip_blocks=True,
     )
     page = environment.get_template("page.html").render(
-        figures=[(figure, inline_svg(figure)) for figure in figures],
+        figures=figures,
         results=results,
-        measured=results.figures,
+        metrics=results.metrics,
         gallery=make_gallery(results),
-        controls=control_rows(controls),
-        gains=controls,
+        controls=results.metrics["controls"],
         baselines=[(described(run), run) for run in runs],
-        run=provenance_of(folder, results.figures),
+        run=provenance_of(folder, results.metrics),
         show=lambda value: unit_for(value).show(value),
         style=Markup((TEMPLATE / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),

@@ -5,13 +5,18 @@ from __future__ import annotations
 import platform
 import shlex
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-PACKAGES = ("dqnet", "torch", "torchvision", "timm")
+#: metrics worth reading here, under the names that the page gives them
+FACTS = {
+    **{name: name for name in ("seed", "split", "epoch", "checkpoint")},
+    "params": "parameters",
+    "macs": "multiply-accumulates",
+}
 
 
 @dataclass(frozen=True)
@@ -28,58 +33,27 @@ class Provenance:
     folder: str
     command: str
     config: str
-    facts: tuple[tuple[str, str], ...]
+    facts: dict[str, str]
 
 
-def provenance_of(folder: Path, figures: dict[str, Any]) -> Provenance:
+def provenance_of(folder: Path, metrics: dict[str, Any]) -> Provenance:
     """From ``.hydra/`` in the evaluation's folder, or beside the checkpoint if it is elsewhere."""
-    places = [folder]
-    if figures.get("checkpoint"):
-        places.append(Path(figures["checkpoint"]).parent)
+    places = folder, Path(metrics["checkpoint"]).parent
     run = next((place for place in places if (place / ".hydra/config.yaml").exists()), folder)
-    return Provenance(
-        folder=run.resolve().name,
-        command=_command(run / ".hydra/overrides.yaml"),
-        config=_text(run / ".hydra/config.yaml"),
-        facts=tuple(_facts(run / ".hydra/config.yaml", figures)),
-    )
-
-
-def _facts(path: Path, figures: dict[str, Any]) -> list[tuple[str, str]]:
-    facts = []
-    if path.exists():
-        config = OmegaConf.load(path)
-        quant = config.get("quant") or {}
-        facts.append(("model", str(OmegaConf.select(config, "model.name"))))
-        facts.append(("data", str(OmegaConf.select(config, "data._target_"))))
-        facts.append(("quantizer", str(quant.get("quantizer") or "none: full precision")))
-    for key in ("seed", "split", "epoch", "checkpoint", "params", "macs"):
-        if figures.get(key) is not None:
-            value = figures[key]
-            facts.append((_NAMES.get(key, key), f"{value:,}" if key in _NAMES else str(value)))
-    facts.append(("report made with", ", ".join(_versions())))
-    return facts
-
-
-_NAMES = {"params": "parameters", "macs": "multiply-accumulates"}
-
-
-def _versions() -> list[str]:
-    found = [f"Python {platform.python_version()}"]
-    for package in PACKAGES:
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:  # run from a checkout that is not installed
-            continue
-    return found
-
-
-def _command(path: Path) -> str:
-    if not path.exists():
-        return ""
-    overrides = OmegaConf.to_container(OmegaConf.load(path))
-    return shlex.join(["python", "train.py", *map(str, overrides)])
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.exists() else ""
+    config, command, facts = run / ".hydra/config.yaml", "", {}
+    if config.exists():
+        overrides = OmegaConf.to_container(OmegaConf.load(run / ".hydra/overrides.yaml"))
+        command = shlex.join(["python", "train.py", *map(str, overrides)])
+        recorded = OmegaConf.load(config)
+        facts["model"] = str(OmegaConf.select(recorded, "model.name"))
+        facts["data"] = str(OmegaConf.select(recorded, "data._target_"))
+        quantizer = OmegaConf.select(recorded, "quant.quantizer")
+        facts["quantizer"] = str(quantizer or "none: full precision")
+    for key, name in FACTS.items():
+        if metrics.get(key) is not None:
+            value = metrics[key]
+            facts[name] = f"{value:,}" if key in ("params", "macs") else str(value)
+    packages = (f"{name} {version(name)}" for name in ("dqnet", "torch", "torchvision", "timm"))
+    facts["report made with"] = f"Python {platform.python_version()}, {', '.join(packages)}"
+    text = config.read_text(encoding="utf-8") if config.exists() else ""
+    return Provenance(run.resolve().name, command, text, facts)

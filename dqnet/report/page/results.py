@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import math
 import zipfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from dqnet.errors import UserError
 from dqnet.evaluation.samples import Samples, read_samples
 from dqnet.formats import Precision
 from dqnet.runtime.files import read_json
 
-#: per_sample.csv's columns before the routed layers'
-_HEAD = ("index", "label", "prediction", "correct", "confidence", "bit_flops")
+#: of per_sample.csv, what samples.npz does not have, and what shows that they belong together
+_COLUMNS = ["label", "prediction", "confidence", "bit_flops"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,10 +25,8 @@ class Results:
     """One evaluation. N images in the order of the data, L routed layers (0: nothing is routed).
 
     Attributes:
-        folder: where the files lie.
-        figures: ``eval.json``.
-        samples: ``samples.npz``: thumbnails, scores and best classes.
-        labels, predictions: int64 ``[N]``.
+        metrics: ``eval.json``.
+        samples: ``samples.npz``: thumbnails, labels, predictions, scores and best classes.
         confidence: float64 ``[N]``: the probability of the predicted class.
         cost: float64 ``[N]``: Bit-FLOPs; ``None`` for a full-precision model.
         widths: ``[N, L]``: the width that each routed layer ran at, in bits.
@@ -38,17 +35,24 @@ class Results:
         curve: ``curve.csv``, one row per budget, by rising cost; empty where there is none.
     """
 
-    folder: Path
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
     samples: Samples
-    labels: np.ndarray
-    predictions: np.ndarray
     confidence: np.ndarray
     cost: np.ndarray | None
     widths: np.ndarray
     layers: tuple[str, ...]
     class_names: tuple[str, ...]
-    curve: tuple[dict[str, float], ...]
+    curve: pd.DataFrame
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 ``[N]``."""
+        return self.samples.labels
+
+    @property
+    def predictions(self) -> np.ndarray:
+        """int64 ``[N]``."""
+        return self.samples.predictions
 
     @property
     def correct(self) -> np.ndarray:
@@ -86,42 +90,32 @@ def read_results(folder: Path) -> Results:
             raise UserError(f"{folder / name} is missing: python eval.py report=html writes it")
     try:
         samples = read_samples(folder / "samples.npz")
+        csv = folder / "per_sample.csv"
+        table = pd.read_csv(csv, usecols=_COLUMNS, dtype=str).astype(float)  # exactly
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{folder / 'samples.npz'} cannot be read: {error}") from error
-    with (folder / "per_sample.csv").open(encoding="utf-8", newline="") as file:
-        head, *rows = csv.reader(file)
-    if tuple(head[: len(_HEAD)]) != _HEAD or not rows:
-        raise UserError(f"{folder / 'per_sample.csv'} has no images, or not eval.py's columns")
-    table = np.array(rows)
-    labels, predictions = table[:, 1].astype(np.int64), table[:, 2].astype(np.int64)
+        raise UserError(f"the evaluation in {folder} cannot be read: {error}") from error
     if not (
-        np.array_equal(labels, samples.labels) and np.array_equal(predictions, samples.predictions)
+        np.array_equal(table["label"], samples.labels)
+        and np.array_equal(table["prediction"], samples.predictions)
     ):
         raise UserError(
             f"per_sample.csv and samples.npz in {folder} are not of one evaluation: "
             "python eval.py report=html writes both"
         )
-    layers = tuple(head[len(_HEAD) :])
-    figures = read_json(folder / "eval.json")
+    metrics = read_json(folder / "eval.json")
+    widths = np.array([Precision.parse(name).width for name in samples.widths])
+    classes = max(samples.labels.max(), samples.top5_classes.max()) + 1
+    names = [printable(str(name)) for name in samples.class_names]
     return Results(
-        folder=folder,
-        figures=figures,
+        metrics=metrics,
         samples=samples,
-        labels=labels,
-        predictions=predictions,
-        confidence=table[:, 4].astype(np.float64),
-        cost=table[:, 5].astype(np.float64) if table[0, 5] else None,
-        widths=_widths(table[:, len(_HEAD) :]).reshape(len(rows), len(layers)),
-        layers=layers,
-        class_names=_class_names(samples, max(labels.max(), predictions.max()) + 1),
-        curve=_read_curve(folder / "curve.csv", figures),
+        confidence=table["confidence"].to_numpy(),
+        cost=None if table["bit_flops"].hasnans else table["bit_flops"].to_numpy(),
+        widths=widths[samples.chosen],
+        layers=tuple(samples.layers.tolist()),
+        class_names=(*names, *map(str, range(len(names), classes))),
+        curve=_own_curve(folder / "curve.csv", metrics),
     )
-
-
-def _widths(table: np.ndarray) -> np.ndarray:
-    """The widths of precisions by their names, in bits."""
-    names, index = np.unique(table, return_inverse=True)
-    return np.array([Precision.parse(str(name)).width for name in names])[index]
 
 
 def printable(text: str) -> str:
@@ -132,23 +126,16 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def _class_names(samples: Samples, at_least: int) -> tuple[str, ...]:
-    names = [printable(str(name)) for name in samples.class_names]
-    count = max(at_least, int(samples.top5_classes.max()) + 1)
-    return tuple(names + [str(i) for i in range(len(names), count)])
+def read_curve(path: Path) -> pd.DataFrame:
+    """The rows of a ``curve.csv``, by rising cost."""
+    return pd.read_csv(path, dtype=str).astype(float).sort_values("bit_flops")
 
 
-def _read_curve(path: Path, figures: dict[str, Any]) -> tuple[dict[str, float], ...]:
-    """The curve by rising cost; none if it passes by the evaluation, being of another one."""
+def _own_curve(path: Path, metrics: dict[str, Any]) -> pd.DataFrame:
+    """The curve; empty without a file, and if it passes by the evaluation, being of another one."""
+    nothing = pd.DataFrame(columns=["budget_lambda", "bit_flops", "top1"])
     if not path.exists():
-        return ()
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [
-            {key: float(value) for key, value in row.items() if value}
-            for row in csv.DictReader(file)
-        ]
-    for row in rows:
-        same = row["budget_lambda"] == figures["budget_lambda"]
-        if same and not math.isclose(row["bit_flops"], figures["bit_flops"] or 0, rel_tol=1e-3):
-            return ()
-    return tuple(sorted(rows, key=lambda row: row["bit_flops"]))
+        return nothing
+    curve = read_curve(path)
+    own = curve.loc[curve["budget_lambda"] == metrics["budget_lambda"], "bit_flops"]
+    return curve if np.allclose(own, metrics["bit_flops"] or 0, rtol=1e-3) else nothing

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from dqnet.report.page.gallery import spread
-from dqnet.report.page.results import Results, read_results
+from dqnet.report.page.results import read_results
 
 if TYPE_CHECKING:  # a second's import, spared where it is not used
     import wandb
@@ -16,7 +18,7 @@ LIMIT = 1000
 
 
 def log_report(run: wandb.Run, folder: Path) -> None:
-    """Logs ``report/*.png`` as images and the gallery as a table.
+    """Logs ``report/*.png`` as images, and at most ``LIMIT`` images, cheapest first, as a table.
 
     Args:
         run: an open run.
@@ -24,31 +26,22 @@ def log_report(run: wandb.Run, folder: Path) -> None:
     """
     import wandb
 
+    results = read_results(folder)
+    shown = spread(results.cheapest_first, LIMIT)
+    pixels = results.samples.images[shown]
+    names = pd.Series(results.class_names)
+    table = pd.DataFrame(
+        {
+            "image": [wandb.Image(p.squeeze(-1) if p.shape[-1] == 1 else p) for p in pixels],
+            "index": shown,
+            "label": names[results.labels[shown]].tolist(),
+            "prediction": names[results.predictions[shown]].tolist(),
+            "correct": results.correct[shown],
+            "confidence": results.confidence[shown],
+            "bit_flops": None if results.cost is None else results.cost[shown],
+            **dict(zip(results.layers, results.widths[shown].T, strict=True)),
+        }
+    )
     pictures = sorted((folder / "report").glob("*.png"))
     record = {f"report/{path.stem}": wandb.Image(str(path)) for path in pictures}
-    run.log(record | {"report/gallery": _table(read_results(folder))})
-
-
-def _table(results: Results) -> wandb.Table:
-    """At most ``LIMIT`` images, cheapest first, evenly over the cost."""
-    import wandb
-
-    table = wandb.Table(
-        columns=[
-            *("image", "index", "label", "prediction", "correct", "confidence", "bit_flops"),
-            *results.layers,
-        ]
-    )
-    for i in spread(results.cheapest_first, LIMIT):
-        pixels = results.samples.images[i]
-        table.add_data(
-            wandb.Image(pixels[..., 0] if pixels.shape[-1] == 1 else pixels),
-            int(i),
-            results.class_names[results.labels[i]],
-            results.class_names[results.predictions[i]],
-            bool(results.correct[i]),
-            float(results.confidence[i]),
-            None if results.cost is None else float(results.cost[i]),
-            *results.widths[i].tolist(),
-        )
-    return table
+    run.log(record | {"report/gallery": wandb.Table(dataframe=table)})

@@ -4,29 +4,20 @@ const byId = (id) => document.getElementById(id);
 const about = JSON.parse(byId("about").textContent);
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 
-// By NumPy's names. Halves are read as their bits: Float16Array is younger than many browsers.
+// What was written; there is no cost in a full-precision model's page.
 const TYPES = {
-  "|u1": Uint8Array, "<u2": Uint16Array, "<u4": Uint32Array,
-  "<f2": Uint16Array, "<f4": Float32Array, "<f8": Float64Array,
+  index: Uint32Array, label: Uint32Array, prediction: Uint32Array, topClasses: Uint32Array,
+  chosen: Uint8Array, confidence: Float32Array, topProbs: Float32Array, scores: Float32Array,
+  cost: Float64Array,
 };
-
-// What was written: index, label, prediction, confidence, chosen, scores, topClasses, topProbs, and
-// cost if there is one.
-const data = Object.fromEntries(Object.entries(about.types).map(([name, type]) => [
-  name, new TYPES[type](bytes(byId(`array-${name}`).textContent).buffer),
-]));
+const data = {};
+for (const [name, Type] of Object.entries(TYPES)) {
+  const script = byId(`array-${name}`);
+  if (script) data[name] = new Type(bytes(script.textContent).buffer);
+}
 const { layers, widths, classes } = about;
 const ROWS = 6; // of cards on a page
 const STEPS = 1000; // of the cost sliders
-
-function half(bits) {
-  const exponent = (bits >> 10) & 31;
-  const fraction = bits & 1023;
-  const sign = bits >> 15 ? -1 : 1;
-  if (exponent === 0) return sign * fraction * 2 ** -24;
-  if (exponent === 31) return fraction ? NaN : sign * Infinity;
-  return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
-}
 
 const showCost = (cost) => `${(cost / about.unit.divisor).toPrecision(4)} ${about.unit.letter}`;
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
@@ -303,7 +294,7 @@ function layerRows(i) {
     title.scope = "row";
     row.append(title);
     widths.forEach((colour, k) => {
-      const score = half(data.scores[(i * layers.length + layer) * widths.length + k]);
+      const score = data.scores[(i * layers.length + layer) * widths.length + k];
       const cell = element("td", "", signed(score));
       if (colour === widthOf(i, layer)) {
         cell.className = "chosen";

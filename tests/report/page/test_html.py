@@ -10,11 +10,9 @@ from evaluations import controls, write_evaluation
 from run_folders import write_run
 
 from dqnet.errors import UserError
-from dqnet.report.page.controls import control_rows
-from dqnet.report.page.figure import SIZE, Figure, tip
+from dqnet.report.page.figure import ACCENT, Figure, blank, in_style, tip
 from dqnet.report.page.figures import NAMES
 from dqnet.report.page.html import write_report
-from dqnet.report.page.svg import inline_svg
 from dqnet.units import unit_for
 
 
@@ -68,7 +66,7 @@ def write(made):
 def test_everything_at_once(made):
     path = made.folder / "report/index.html"
     page = Page(path)
-    assert page.text("top1") == f"{made.figures['top1']:.2f} %"
+    assert page.text("top1") == f"{made.metrics['top1']:.2f} %"
     assert page.text("loss") == "0.5432 cross-entropy"
     assert page.text("instance-gain").startswith("+0.42 points of top-1 (95 % interval +0.11 to")
     assert "lies above zero" in page.text("instance-gain")
@@ -132,29 +130,29 @@ def test_baseline_that_is_not_complete(tmp_path):
         write_report(made.folder, [tmp_path / "none"])
 
 
+@in_style
 def test_inline_figures_follow_the_page():
-    def draw(axes, theme):
-        (line,) = axes.plot([0, 1], [2, 3], color=theme.accent)
-        tip(line, 'a "tip" <b>')
-
-    svg = inline_svg(Figure("name", "title", "words", "an <alt>", draw, SIZE))
+    canvas, axes = blank()
+    (line,) = axes.plot([0, 1], [2, 3], color=ACCENT)
+    tip(line, 'a "tip" <b>')
+    svg = Figure("name", "title", "words", "an <alt>", canvas).svg()
     root = ElementTree.fromstring(svg)
     assert root.get("aria-label") == "an <alt>"
     tips = [e.get("data-tip") for e in root.iter() if e.get("data-tip")]
     assert tips == ['a "tip" <b>']
     assert "var(--accent)" in svg
-    assert not re.search(r"#0000\w\w\b|DejaVu|http://(?!www\.w3\.org)", svg)
+    assert not re.search(rf"{ACCENT}|DejaVu|http://(?!www\.w3\.org)", svg)
     ids = [e.get("id") for e in root.iter() if e.get("id")]
     assert ids
     assert all(i.startswith("name-") for i in ids)
 
 
-def test_controls_are_means_of_their_draws():
-    rows = {row.name: row for row in control_rows(controls(top1=70.0))}
-    assert list(rows) == ["own", "shuffled", "random", "fixed", "all at 2 bits", "all at 4 bits"]
-    shuffled = rows["shuffled"]
-    assert (shuffled.draws, shuffled.low, shuffled.high) == (3, 69.8, 70.0)
-    assert shuffled.top1 == pytest.approx(69.9)
+def test_controls_are_means_of_their_draws(made):
+    table = Page(made.folder / "report/index.html").text("controls")
+    assert re.findall(r"(own|shuffled|random|fixed|all at \d bits) Every", table) == [
+        *("own", "shuffled", "random", "fixed", "all at 2 bits", "all at 4 bits")
+    ]
+    assert "Mean of 3 draws, 69.80 to 70.00 %. 69.90 0.5000 90.00 k" in table
 
 
 @pytest.mark.parametrize(

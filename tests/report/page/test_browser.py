@@ -77,9 +77,9 @@ def by_cost(made):
 
 def test_numbers_are_those_of_the_evaluation(page, made):
     for name in ("top1", "top5", "loss", "bit_flops", "mean_width", "distinct_routings"):
-        assert float(page.get_attribute(f"#{name} data", "value")) == made.figures[name]
-    assert page.inner_text("#top1").startswith(f"{made.figures['top1']:.2f} %")
-    assert shown(page) == made.figures["images"]
+        assert float(page.get_attribute(f"#{name} data", "value")) == made.metrics[name]
+    assert page.inner_text("#top1").startswith(f"{made.metrics['top1']:.2f} %")
+    assert shown(page) == made.metrics["images"]
     assert page.locator("figure svg").count() == 6
 
 

@@ -18,7 +18,7 @@ class Evaluation:
     """The folder, what is in ``eval.json``, and the arrays behind the other files."""
 
     folder: object
-    figures: dict
+    metrics: dict
     rows: list[dict]
     images: np.ndarray
     scores: np.ndarray
@@ -28,7 +28,7 @@ class Evaluation:
 
 def write_evaluation(
     folder, *, images=120, side=8, channels=3, layers=LAYERS, widths=(2, 3, 4), quantized=True,
-    classes=CLASSES, named=True, seed=0, curve=False, **figures,
+    classes=CLASSES, named=True, seed=0, curve=False, **metrics,
 ):  # fmt: skip
     """No layers are a static model, and not quantized a float one; ``side``: a multiple of 8."""
     rng = np.random.default_rng(seed)
@@ -95,7 +95,7 @@ def write_evaluation(
         "budget": None,
         "budget_lambda": 0.0,
         "controls": None,
-        **figures,
+        **metrics,
     }
     (folder / "eval.json").write_text(json.dumps(content))
     if curve:

@@ -6,12 +6,12 @@ import json
 import matplotlib.image
 import numpy as np
 import pytest
+from comparisons import groups_of
 from run_folders import UNIT, write_run
 
 from dqnet.report.compare.__main__ import main
-from dqnet.report.compare.cascades import against_static, read_cascade
-from dqnet.report.compare.find_runs import find_runs
-from dqnet.report.compare.groups import group, run_table
+from dqnet.report.compare.evaluations import read_cascade
+from dqnet.report.compare.pairs import against_static
 
 #: Bit-FLOPs of the full-precision layers
 FULL = 5 * UNIT
@@ -67,8 +67,7 @@ def study(tmp_path):
 
 
 def test_cheapest_point_that_is_as_accurate(study):
-    groups = group(run_table(find_runs([study])[0]))
-    three, four = against_static(groups).itertuples()
+    three, four = against_static(groups_of(study)).itertuples()
     assert (three.method, three.first, three.second) == ("lsq", "2", "2/3/4 at 3")
     assert (three.static_bits, four.static_bits) == (3, 4)
     assert three.share == 0.3
@@ -105,6 +104,7 @@ def test_tables_and_figure(study, tmp_path, capsys):
     assert np.abs(pictures[0][:height, :width] - pictures[1][:height, :width]).sum() > 100
 
 
+@pytest.mark.usefixtures("without_figure")
 def test_narrow_screen_cuts_no_number(study, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     main([str(study), "--out", str(tmp_path / "out")])
@@ -139,5 +139,5 @@ def test_points_come_in_any_order(study):
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"first": 1, "second": 2}'])
 def test_broken_file_is_named(study, tmp_path, text):
     (study / "static2/cascade.json").write_text(text)
-    with pytest.raises(SystemExit, match=r"static2/cascade\.json is not what eval.py writes"):
+    with pytest.raises(SystemExit, match=r"static2/cascade\.json cannot be read"):
         main([str(study), "--out", str(tmp_path / "out")])

@@ -1,0 +1,1 @@
+"""Puts this folder, with the run folders that the tests below share, on the path."""

@@ -1,29 +1,24 @@
-"""Confidence interval of a mean over images."""
+"""Confidence intervals of means over images."""
 
 from __future__ import annotations
 
 import numpy as np
 from scipy import stats
 
+CONFIDENCE, RESAMPLES = 0.95, 10_000
 #: images drawn at once: few enough for the cache
-DRAWN_AT_ONCE = 2**18
+_AT_ONCE = 2**18
 
 
-def bootstrap_mean(
-    values: np.ndarray, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile bootstrap interval of column means (Efron and Tibshirani 1993, section 13.3).
-
-    Rows are resampled with replacement, all columns of a row together.
+def mean_intervals(values: np.ndarray) -> list[dict[str, float]]:
+    """Percentile bootstrap intervals of means (Efron and Tibshirani 1993, section 13.3).
 
     Args:
-        values: float ``[N, M]``: M statistics of N images, N > 1.
-        confidence: the share of resampled means inside the interval, in (0, 1).
-        resamples: how many.
-        seed: of the resampling.
+        values: float ``[N, M]``: M statistics of N images, N > 1. Images are resampled with
+            replacement, all statistics of an image together, and always in the same way.
 
     Returns:
-        The lower and the upper ends, ``[M]`` each.
+        For each statistic its mean, ``points``, and the ends ``low`` and ``high``.
     """
     columns = np.ascontiguousarray(values.T)
 
@@ -34,11 +29,12 @@ def bootstrap_mean(
     interval = stats.bootstrap(
         (np.arange(len(values)),),
         means,
-        n_resamples=resamples,
-        batch=max(1, DRAWN_AT_ONCE // len(values)),
+        n_resamples=RESAMPLES,
+        batch=max(1, _AT_ONCE // len(values)),
         vectorized=True,
-        confidence_level=confidence,
+        confidence_level=CONFIDENCE,
         method="percentile",
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(0),
     ).confidence_interval
-    return interval.low, interval.high
+    found = np.stack([columns.mean(1), interval.low, interval.high], 1)
+    return [{"points": mean, "low": low, "high": high} for mean, low, high in found.tolist()]

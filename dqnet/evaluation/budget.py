@@ -9,12 +9,14 @@ was trained.
 from __future__ import annotations
 
 from bisect import bisect_left
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dqnet.costs import bit_flops, relative_costs
+from dqnet.costs.network import check_target
 from dqnet.network import QuantizedModel
 
 
@@ -74,20 +76,41 @@ class Calibration:
         return self._lambdas[min(step, steps[-1])].item()
 
     def budgets(self, count: int) -> list[float]:
-        """``count`` budgets in Bit-FLOPs, evenly from the cheapest routing to the most expensive.
-
-        Their λ, like the outermost two of this class, lie well beyond the last image's change of
-        mind, so that images with other scores are at the extremes too.
-        """
+        """Bit-FLOPs, evenly from those of the cheapest routing to those of the most expensive."""
         cheapest, costliest = (self.bit_flops(self._lambdas[i].item()) for i in (-1, 0))
         return torch.linspace(cheapest, costliest, count, dtype=torch.float64).tolist()
 
+    def spend(self, bits: float) -> dict[str, Any]:
+        """Makes the model spend a budget on the mean image.
+
+        Args:
+            bits: the budget, as the width of the static network that costs as much.
+
+        Returns:
+            What ``eval.json`` says of it.
+
+        Raises:
+            UserError: if no routing costs that much or that little.
+        """
+        budget = check_target(self.model, bits, "budget")
+        budget_lambda = self.lambda_for(budget)
+        spend(self.model, budget_lambda)
+        return {
+            "budget": bits,
+            "budget_bit_flops": budget,
+            "budget_lambda": budget_lambda,
+            "budget_calibration": {
+                "images": len(self.scores),
+                "bit_flops": self.bit_flops(budget_lambda),
+            },
+        }
+
     def _candidates(self) -> Tensor:
-        """One λ inside every step, ascending.
+        """One λ inside every step, ascending; the outermost are well beyond the last change.
 
         Between two widths a layer of an image changes its mind where their priced scores are equal:
         at (score difference) / (relative cost difference). Where both cost the same, or the layer
-        lacks one, no price makes it change.
+        lacks one, no price makes it change. Images with other scores are at the extremes too.
         """
         first, second = torch.combinations(torch.arange(len(self.model.precisions))).unbind(1)
         gains = self.scores[..., second].double() - self.scores[..., first]

@@ -8,7 +8,6 @@ keeps each layer's frequencies, fixed its most frequent width, and single no mor
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,31 +15,12 @@ import torch
 from torch import Tensor
 
 from dqnet.errors import UserError
-from dqnet.evaluation.bootstrap import bootstrap_mean
-from dqnet.evaluation.evaluate_routings import Routed
+from dqnet.evaluation.bootstrap import CONFIDENCE, RESAMPLES, mean_intervals
+from dqnet.evaluation.routings import Routed
 from dqnet.measurement import Evaluation
-from dqnet.plan import LayerPlan
 
 #: of the shuffled and the random routings
 SEEDS = tuple(range(5))
-CONFIDENCE, RESAMPLES = 0.95, 10_000
-
-
-@dataclass(frozen=True)
-class Key:
-    """A kind of routing, and what tells it from the others of its kind.
-
-    Attributes:
-        kind: ``shuffled``, ``random``, ``fixed`` or ``single``; ``curve`` or ``shuffled curve``.
-        seed: of what is drawn.
-        width: the one of all layers.
-        budget_lambda: the λ of a point of the curve.
-    """
-
-    kind: str
-    seed: int | None = None
-    width: int | str | None = None
-    budget_lambda: float | None = None
 
 
 def derangement(count: int, seed: int) -> Tensor:
@@ -59,31 +39,36 @@ def derangement(count: int, seed: int) -> Tensor:
             return order
 
 
-def control_routings(own: Evaluation, seeds: Iterable[int] = SEEDS) -> dict[Key, Tensor]:
-    """The routings to compare with: uint8 ``[N, L]`` each, the index of every layer's width."""
+def control_routings(own: Evaluation, seeds: Iterable[int] = SEEDS) -> dict[str, Tensor]:
+    """The routings to compare with, by kind: the index of every layer's width, uint8 ``[R, N, L]``.
+
+    R is the number of seeds of ``shuffled`` and ``random``, 1 for ``fixed``, and the number of
+    widths for ``single``, where a layer that lacks one runs at the nearest one that it has.
+    """
     chosen, count = own.chosen.byte(), len(own.chosen)
-    routings: dict[Key, Tensor] = {}
+    shuffled, drawn = [], []
     for seed in seeds:
-        routings[Key("shuffled", seed)] = chosen[derangement(count, seed)]
+        shuffled.append(chosen[derangement(count, seed)])
         generator = torch.Generator().manual_seed(seed)
         frequencies = own.histogram.double()
-        drawn = torch.multinomial(frequencies, count, replacement=True, generator=generator)
-        routings[Key("random", seed)] = drawn.T.byte()
-    routings[Key("fixed")] = own.histogram.argmax(1).byte().expand(count, -1)
-    for index, width in enumerate(own.widths):
-        # A layer that lacks it runs at the nearest one that it has.
-        columns = [_nearest(layer, own.widths, index) for layer in own.routed]
-        single = torch.tensor(columns, dtype=torch.uint8)
-        routings[Key("single", width=width)] = single.expand(count, -1)
-    return routings
+        columns = torch.multinomial(frequencies, count, replacement=True, generator=generator)
+        drawn.append(columns.T.byte())
+    single = [
+        [
+            min(map(own.widths.index, layer.widths), key=lambda candidate: abs(candidate - index))
+            for layer in own.routed
+        ]
+        for index in range(len(own.widths))
+    ]
+    return {
+        "shuffled": torch.stack(shuffled),
+        "random": torch.stack(drawn),
+        "fixed": own.histogram.argmax(1).byte().expand(1, count, -1),
+        "single": torch.tensor(single, dtype=torch.uint8)[:, None].expand(-1, count, -1),
+    }
 
 
-def _nearest(layer: LayerPlan, widths: Sequence[int | str], index: int) -> int:
-    """The column of a layer's own candidate that is nearest to column ``index``."""
-    return min(map(widths.index, layer.widths), key=lambda own: abs(own - index))
-
-
-def compare(own: Evaluation, answers: Mapping[Key, Routed]) -> dict[str, Any]:
+def compare(own: Evaluation, answers: Mapping[str, Routed]) -> dict[str, Any]:
     """``controls`` of ``eval.json``.
 
     Args:
@@ -91,33 +76,25 @@ def compare(own: Evaluation, answers: Mapping[Key, Routed]) -> dict[str, Any]:
         answers: what it answered with those of :func:`control_routings`.
 
     Returns:
-        Figures of every control; ``instance_gain``, top-1 of own less the mean top-1 of shuffled,
+        Metrics of every control; ``instance_gain``, top-1 of own less the mean top-1 of shuffled,
         in per cent; and ``loss_gain``, the mean loss of shuffled less that of own, so that above 0
         own is better there too. Both with their bootstrap interval over images.
     """
-    keys = {kind: [key for key in answers if key.kind == kind] for kind in ("shuffled", "random")}
-    shuffled = [answers[key] for key in keys["shuffled"]]
-    correct = torch.stack([routed.correct.double() for routed in shuffled]).mean(0)
-    losses = torch.stack([routed.losses for routed in shuffled]).mean(0)
-    gains = torch.stack([100 * (own.correct.double() - correct), losses - own.losses], 1).numpy()
-    low, high = bootstrap_mean(gains, CONFIDENCE, RESAMPLES)
+    shuffled = answers["shuffled"]
+    points = 100 * (own.correct.double() - shuffled.correct.double().mean(0))
+    gains = torch.stack([points, shuffled.losses.mean(0) - own.losses], 1).numpy()
     instance_gain, loss_gain = (
-        {
-            "points": gains[:, column].mean().item(),
-            "low": low[column].item(),
-            "high": high[column].item(),
-            "confidence": CONFIDENCE,
-            "resamples": RESAMPLES,
-        }
-        for column in range(2)
+        gain | {"confidence": CONFIDENCE, "resamples": RESAMPLES} for gain in mean_intervals(gains)
     )
+    drawn = {
+        kind: [{"seed": s} | row for s, row in zip(SEEDS, answers[kind].metrics, strict=True)]
+        for kind in ("shuffled", "random")
+    }
     return {
         "own": {key: own.metrics[key] for key in ("top1", "loss", "bit_flops")},
-        **{
-            kind: [{"seed": key.seed} | answers[key].metrics for key in keys[kind]] for kind in keys
-        },
-        "fixed": answers[Key("fixed")].metrics,
-        "single": {str(width): answers[Key("single", width=width)].metrics for width in own.widths},
+        **drawn,
+        "fixed": answers["fixed"].metrics[0],
+        "single": dict(zip(map(str, own.widths), answers["single"].metrics, strict=True)),
         "instance_gain": instance_gain,
         "loss_gain": loss_gain,
         "shuffled_bit_flops_at_own_top1": None,
@@ -139,8 +116,5 @@ def cost_at_top1(points: Sequence[Mapping[str, float]], top1: float) -> float | 
     above = np.flatnonzero(reached >= top1)
     if not len(above):
         return None
-    last = above[0]
-    if last == 0:
-        return cost[0].item()
-    ends = slice(last - 1, last + 1)
+    ends = slice(max(above[0] - 1, 0), above[0] + 1)
     return np.interp(top1, reached[ends], cost[ends]).item()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from dqnet.evaluation.budget import Calibration, chosen_at
-from dqnet.evaluation.controls import Key, derangement
-from dqnet.evaluation.evaluate_routings import Routed
+from dqnet.evaluation.controls import SEEDS, derangement
+from dqnet.evaluation.routings import Routed
 from dqnet.network import QuantizedModel
 from dqnet.runtime.files import read_json, remove, write_atomically
 
 #: budgets from the cheapest routing to the most expensive
 POINTS = 11
-#: figures of ``eval.json`` that say which weights and images a curve is of; it has all budgets
+#: entries of ``eval.json`` that say which weights and images a curve is of; it has all budgets
 MEASURED = ("checkpoint_sha256", "split", "data_root", "images")
 
 
@@ -37,52 +37,51 @@ def curve_lambdas(calibration: Calibration, target: float, budget_lambda: float)
 
 
 def curve_routings(
-    model: QuantizedModel, scores: Tensor, lambdas: Iterable[float], seeds: Iterable[int]
-) -> dict[Key, Tensor]:
-    """Every image's routing at each λ, and another image's for each seed: uint8 ``[N, L]`` each.
+    model: QuantizedModel, scores: Tensor, lambdas: Sequence[float], with_shuffled: bool
+) -> dict[str, Tensor]:
+    """Every image's routing at each of P λ, ``curve``, and other images': uint8 ``[R, N, L]`` each.
 
     Args:
         model: a dynamic network.
         scores: ``[N, L, K]``, the controller's.
         lambdas: the points of the curve.
-        seeds: of the permutations, those of the controls; none: no shuffled curve.
+        with_shuffled: also ``shuffled curve``: that of another image, R = P · the number of SEEDS.
     """
-    orders = {seed: derangement(len(scores), seed) for seed in seeds}
-    routings: dict[Key, Tensor] = {}
-    for budget_lambda in lambdas:
-        chosen = chosen_at(model, scores, budget_lambda).byte()
-        routings[Key("curve", budget_lambda=budget_lambda)] = chosen
-        for seed, order in orders.items():
-            key = Key("shuffled curve", seed, budget_lambda=budget_lambda)
-            routings[key] = chosen[order]
-    return routings
+    own = torch.stack([chosen_at(model, scores, value).byte() for value in lambdas])
+    if not with_shuffled:
+        return {"curve": own}
+    orders = [derangement(len(scores), seed) for seed in SEEDS]
+    return {
+        "curve": own,
+        "shuffled curve": torch.cat([at[order][None] for at in own for order in orders]),
+    }
 
 
 def curve_points(
-    model: QuantizedModel,
-    answers: Mapping[Key, Routed],
-    lambdas: Sequence[float],
-    seeds: Sequence[int],
+    model: QuantizedModel, answers: Mapping[str, Routed], lambdas: Sequence[float]
 ) -> list[dict[str, float]]:
     """The rows of ``curve.csv``, from the answers with the routings of :func:`curve_routings`."""
     widths = torch.tensor([p.width for p in model.precisions], dtype=torch.float64)
-    points = []
-    for budget_lambda in lambdas:
-        routed = answers[Key("curve", budget_lambda=budget_lambda)]
-        point = {
-            "budget_lambda": budget_lambda,
-            "bit_flops": routed.cost.mean().item(),
-            "bit_flops_std": routed.cost.std(correction=0).item(),
-            "mean_width": widths[routed.chosen.long()].mean().item(),
-            "top1": routed.metrics["top1"],
-            "loss": routed.metrics["loss"],
-            "distinct_routings": len(routed.chosen.unique(dim=0)),
+    own = answers["curve"]
+    points = [
+        {
+            "budget_lambda": value,
+            "bit_flops": metrics["bit_flops"],
+            "bit_flops_std": cost.std(correction=0).item(),
+            "mean_width": widths[chosen.long()].mean().item(),
+            "top1": metrics["top1"],
+            "loss": metrics["loss"],
+            "distinct_routings": len(chosen.unique(dim=0)),
         }
-        if seeds:
-            keys = [Key("shuffled curve", s, budget_lambda=budget_lambda) for s in seeds]
-            top1 = [answers[key].metrics["top1"] for key in keys]
-            point["shuffled_top1"] = sum(top1) / len(top1)
-        points.append(point)
+        for value, metrics, cost, chosen in zip(
+            lambdas, own.metrics, own.cost, own.chosen, strict=True
+        )
+    ]
+    if "shuffled curve" in answers:
+        top1 = [metrics["top1"] for metrics in answers["shuffled curve"].metrics]
+        for i, point in enumerate(points):
+            of_point = top1[i * len(SEEDS) : (i + 1) * len(SEEDS)]
+            point["shuffled_top1"] = sum(of_point) / len(SEEDS)
     return points
 
 
@@ -100,13 +99,10 @@ def remove_other_curve(folder: Path, results: Mapping[str, Any]) -> bool:
     """
     if not (folder / "curve.csv").exists():
         return False
-    try:
-        before = read_json(folder / "eval.json")
-        # Those of earlier versions do not say everything.
-        if all(before.get(key, results[key]) == results[key] for key in MEASURED):
-            return False
-    except (OSError, ValueError):
-        pass  # then it may be anyone's
+    path = folder / "eval.json"
+    before = read_json(path) if path.exists() else {}
+    if all(before.get(key) == results[key] for key in MEASURED):
+        return False
     for kind in ("csv", "png", "pdf"):
         remove(folder / f"curve.{kind}")
     return True

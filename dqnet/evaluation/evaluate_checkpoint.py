@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import track
 
 from dqnet.config import EvalConfig
-from dqnet.evaluation.curve import curve_lambdas, remove_other_curve, write_curve
-from dqnet.evaluation.evaluate_dynamic import calibrate, check_request, other_routings, set_budget
+from dqnet.evaluation.controls import compare, control_routings, cost_at_top1
+from dqnet.evaluation.curve import (
+    curve_lambdas,
+    curve_points,
+    curve_routings,
+    remove_other_curve,
+    write_curve,
+)
+from dqnet.evaluation.routings import evaluate_routings
 from dqnet.evaluation.samples import write_samples
 from dqnet.evaluation.thumbnails import Thumbnails, samples_of
 from dqnet.evaluation.trained import Trained, load_trained, output_folder
-from dqnet.measurement import evaluate
+from dqnet.measurement import Evaluation
 from dqnet.runtime.files import write_json
 from dqnet.training.logging import check_logger
 from dqnet.training.metrics import summarize
 from dqnet.training.tables import print_line
+
+Points = list[dict[str, float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +46,7 @@ class Evaluated:
     trained: Trained
     folder: Path
     results: dict[str, Any]
-    points: list[dict[str, float]] | None
+    points: Points | None
 
 
 def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> Evaluated:
@@ -43,55 +54,45 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> E
 
     Args:
         config: which checkpoint (a file, or a run folder, meaning its ``best.pt``), what to measure
-            beyond its figures, and what to change about how it was trained: data folder, batch
+            beyond its metrics, and what to change about how it was trained: data folder, batch
             size, device.
         console: where progress is shown.
     """
     console = console or Console()
     check_logger(config.logger)
     trained = load_trained(config.checkpoint, config, console)
-    path, model, device, target = (
-        trained.path,
-        trained.model,
-        trained.device,
-        trained.objective.target,
-    )
-    images, data = trained.held_out, trained.data
-    check_request(model, config)
-    folder = output_folder(config, path)
-    calibration = None
+    splits, target = trained.splits, trained.objective.target
+    trained.check_request(config.curve, config.controls, config.budget)
+    folder = output_folder(config, trained.path)
+    calibration = trained.calibrate() if config.curve or config.budget is not None else None
     budget: dict[str, Any] = {"budget": None, "budget_lambda": 0.0}
-    if config.budget is not None or config.curve:
-        calibration = calibrate(model, data.calibration, device)
     if config.budget is not None:
-        budget = set_budget(model, calibration, config.budget)
-        budget["budget_calibration"]["split"] = "train" if data.val is None else "val"
+        budget = calibration.spend(config.budget)
+        budget["budget_calibration"]["split"] = trained.calibration_part
     thumbnails = Thumbnails(trained.config.data.mean, trained.config.data.std)
     with_report = config.report.name != "none"
-    batches = thumbnails.of(images) if with_report else images
-    evaluation = evaluate(model, batches, device.images, device.autocast)
+    evaluation = trained.measure(
+        thumbnails.of(trained.held_out) if with_report else trained.held_out
+    )
     epochs = trained.content["epoch"]
-    results = summarize(evaluation, model, target, trained.splits.image_shape) | {
+    results = summarize(evaluation, trained.model, target, splits.image_shape) | {
         "target_bits": trained.objective.target_bits,
-        "checkpoint": str(path),
+        "checkpoint": str(trained.path),
         "checkpoint_sha256": trained.sha256,
         # As in metrics.jsonl: the latest epoch that was done, from 0.
         "epoch": epochs - 1 if epochs else None,
         "split": config.split,
         "data_root": trained.data_root,
         "seed": trained.config.seed,
-        "damaged_images": len(trained.splits.damaged),
+        "damaged_images": len(splits.damaged),
         **budget,
-        "controls": None,
     }
-    points = None
-    if config.curve or config.controls:
-        lambdas = []
-        if config.curve:
-            lambdas = curve_lambdas(calibration, target, budget["budget_lambda"])
-        points, results["controls"] = other_routings(
-            model, evaluation, images, device, lambdas, config.controls, console
-        )
+    lambdas: list[float] = []
+    if config.curve:
+        lambdas = curve_lambdas(calibration, target, budget["budget_lambda"])
+    points, results["controls"] = _other_routings(
+        trained, evaluation, lambdas, config.controls, console
+    )
     if remove_other_curve(folder, results):
         print_line(console, f"{folder}/curve.csv was of another evaluation: removed")
     write_json(folder / "eval.json", results)
@@ -99,6 +100,41 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> E
     if points is not None:
         write_curve(folder / "curve.csv", points)
     if with_report:
-        samples = samples_of(evaluation, thumbnails, trained.splits.class_names)
+        samples = samples_of(evaluation, thumbnails, splits.class_names)
         write_samples(folder / "samples.npz", samples)
     return Evaluated(trained, folder, results, points)
+
+
+def _other_routings(
+    trained: Trained, own: Evaluation, lambdas: Sequence[float], controls: bool, console: Console
+) -> tuple[Points | None, dict[str, Any] | None]:
+    """Runs the evaluated images with other routings, in one pass and none twice.
+
+    Args:
+        trained: a dynamic network, at the budget of ``own``, if anything is asked for.
+        own: its evaluation.
+        lambdas: those of :func:`dqnet.evaluation.curve.curve_lambdas`; empty: no curve.
+        controls: whether to run those, and the curve of shuffled routing.
+        console: where progress is shown.
+
+    Returns:
+        The rows of ``curve.csv`` and the ``controls`` of ``eval.json``; ``None`` if not asked for.
+    """
+    model, device = trained.model, trained.device
+    routings = curve_routings(model, own.scores, lambdas, controls) if lambdas else {}
+    routings |= control_routings(own) if controls else {}
+    if not routings:
+        return None, None
+    batches = track(
+        trained.held_out,
+        f"{sum(map(len, routings.values()))} routings of every image",
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    answers = evaluate_routings(model, batches, device.images, device.autocast, own, routings)
+    points = curve_points(model, answers, lambdas) if lambdas else None
+    compared = compare(own, answers) if controls else None
+    if points and compared:
+        compared["shuffled_bit_flops_at_own_top1"] = cost_at_top1(points, own.metrics["top1"])
+    return points, compared

@@ -57,8 +57,4 @@ def write_samples(path: Path, samples: Samples) -> None:
 def read_samples(path: Path) -> Samples:
     """What :func:`write_samples` wrote; no code in the file is run."""
     with np.load(path, allow_pickle=False) as arrays:
-        read = {field.name: arrays[field.name] for field in fields(Samples)}
-    classes = read["top5_classes"]
-    if classes.dtype == np.int16:  # earlier versions wrote it; classes from 32,768 on are negative
-        read["top5_classes"] = classes.astype(np.uint16).astype(np.int64)
-    return Samples(**read)
+        return Samples(**{field.name: arrays[field.name] for field in fields(Samples)})

@@ -32,15 +32,12 @@ def print_evaluation(
 
 def print_curve(console: Console, points: Sequence[Mapping[str, float]], own: float) -> None:
     """One row per budget; λ = 0 and ``own``, the λ of the evaluation, are marked."""
-    shuffled = "shuffled_top1" in points[0]
-    names = ["λ", "Bit-FLOPs", "± images", "mean width", "top-1", "loss", "routings"]
-    table = Table(title="budgets", title_justify="left")
-    for name in [*names, *(["shuffled top-1"] if shuffled else [])]:
-        table.add_column(name, justify="right")
+    headings = ["λ", "Bit-FLOPs", "± images", "mean width", "top-1", "loss", "routings"]
+    headings += ["shuffled top-1"] if "shuffled_top1" in points[0] else []
+    table = _table("budgets", headings)
     table.add_column("")
     for point in points:
-        mark = {own: "budget", 0.0: "trained"}.get(point["budget_lambda"], "")
-        table.add_row(
+        cells = [
             f"{point['budget_lambda']:.3f}",
             MEGA.show(point["bit_flops"], ".3f"),
             MEGA.show(point["bit_flops_std"], ".3f"),
@@ -48,50 +45,48 @@ def print_curve(console: Console, points: Sequence[Mapping[str, float]], own: fl
             f"{point['top1']:.2f} %",
             f"{point['loss']:.4f}",
             f"{point['distinct_routings']}",
-            *([f"{point['shuffled_top1']:.2f} %"] if shuffled else []),
-            mark,
-        )
+        ]
+        cells += [f"{point['shuffled_top1']:.2f} %"] if "shuffled_top1" in point else []
+        mark = {own: "budget", 0.0: "trained"}.get(point["budget_lambda"], "")
+        table.add_row(*cells, mark)
     console.print(table)
 
 
 def print_controls(console: Console, controls: Mapping[str, Any]) -> None:
     """Top-1, loss and cost of every control, then what the match of image and routing is worth."""
-    table = Table(title="controls", title_justify="left")
-    for name in ("routing", "top-1", "loss", "Bit-FLOPs"):
-        table.add_column(name, justify="left" if name == "routing" else "right")
-    table.add_row("own", *_cells([controls["own"]]))
+    table = _table("controls", ["routing", "top-1", "loss", "Bit-FLOPs"])
+    table.columns[0].justify = "left"
+    rows = {"own": [controls["own"]]}
     for kind in ("shuffled", "random"):
-        table.add_row(f"{kind}, mean of {len(controls[kind])}", *_cells(controls[kind]))
-    table.add_row("fixed, the most frequent", *_cells([controls["fixed"]]))
+        rows[f"{kind}, mean of {len(controls[kind])}"] = controls[kind]
+    rows["fixed, the most frequent"] = [controls["fixed"]]
     for width, metrics in controls["single"].items():
-        table.add_row(f"all at {Precision.parse(width).label}", *_cells([metrics]))
+        rows[f"all at {Precision.parse(width).label}"] = [metrics]
+    for name, draws in rows.items():
+        top1, loss, cost = (
+            sum(draw[key] for draw in draws) / len(draws) for key in ("top1", "loss", "bit_flops")
+        )
+        table.add_row(name, f"{top1:.2f} %", f"{loss:.4f}", MEGA.show(cost, ".3f"))
     console.print(table)
 
-    gain, loss = controls["instance_gain"], controls["loss_gain"]
     table = Table(title="own against shuffled", show_header=False, title_justify="left")
-    level = f"{gain['confidence']:.0%} interval"
-    table.add_row(
-        "instance gain",
-        f"{gain['points']:+.2f} points ({level} {gain['low']:+.2f} to {gain['high']:+.2f})",
-    )
-    table.add_row(
-        "loss gain", f"{loss['points']:+.4f} ({level} {loss['low']:+.4f} to {loss['high']:+.4f})"
-    )
+    for name, unit, form in (("instance gain", " points", "+.2f"), ("loss gain", "", "+.4f")):
+        gain = controls[name.replace(" ", "_")]
+        points, low, high = (f"{gain[end]:{form}}" for end in ("points", "low", "high"))
+        interval = f"{gain['confidence']:.0%} interval {low} to {high}"
+        table.add_row(name, f"{points}{unit} ({interval})")
     cost = controls["shuffled_bit_flops_at_own_top1"]
     if cost is not None:
         ratio = cost / controls["own"]["bit_flops"]
-        table.add_row(
-            "shuffled reaches own top-1", f"at {MEGA.show(cost, '.3f')}, {ratio:.3f} of own"
-        )
+        text = f"at {MEGA.show(cost, '.3f')}, {ratio:.3f} of own"
+        table.add_row("shuffled reaches own top-1", text)
     console.print(table)
 
 
 def print_cascade(console: Console, results: Mapping[str, Any]) -> None:
     """One row per threshold: how many images run twice, what it costs and what it brings."""
-    table = Table(title="cascade, costs in M Bit-FLOPs", title_justify="left")
-    names = ("up to", "run\ntwice", "Bit-\nFLOPs", "in all\nlayers", "top-1\n%", "shuffled\n%")
-    for name in (*names, "instance gain"):
-        table.add_column(name, justify="right")
+    headings = ["up to", "run\ntwice", "Bit-\nFLOPs", "in all\nlayers", "top-1\n%", "shuffled\n%"]
+    table = _table("cascade, costs in M Bit-FLOPs", [*headings, "instance gain"])
     for point in results["points"]:
         gain = point["instance_gain"]
         table.add_row(
@@ -106,13 +101,13 @@ def print_cascade(console: Console, results: Mapping[str, Any]) -> None:
     console.print(table)
     second = results["second"]
     alone = f"{second['top1']:.2f} % at {MEGA.show(second['bit_flops'], '.4g')}"
-    console.print(
-        f"up to this confidence images run twice; the second alone: {alone}", highlight=False
-    )
+    line = f"up to this confidence images run twice; the second alone: {alone}"
+    console.print(line, highlight=False)
 
 
-def _cells(metrics: Sequence[Mapping[str, float]]) -> tuple[str, str, str]:
-    top1, loss, cost = (
-        sum(row[key] for row in metrics) / len(metrics) for key in ("top1", "loss", "bit_flops")
-    )
-    return f"{top1:.2f} %", f"{loss:.4f}", MEGA.show(cost, ".3f")
+def _table(title: str, headings: Sequence[str]) -> Table:
+    """An empty table of numbers."""
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    return table

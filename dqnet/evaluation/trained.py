@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from dqnet.config import EvalConfig, TrainConfig
+from dqnet.costs.network import check_target
 from dqnet.data import Loader, Loaders, Splits, load_data, loaders
 from dqnet.errors import UserError, unknown_name
+from dqnet.evaluation.budget import Calibration
+from dqnet.measurement import Evaluation, evaluate
+from dqnet.network import QuantizedModel
 from dqnet.plan import Plan, PlanMismatchError
 from dqnet.processes import launched
 from dqnet.runtime.devices import Device
@@ -57,6 +62,37 @@ class Trained:
         """The folder of the images, absolute; ``None`` for a data set without one."""
         root = self.config.data.root
         return None if root is None else str(Path(root).absolute())
+
+    @property
+    def calibration_part(self) -> str:
+        """Where budgets and thresholds come from: ``val`` if there is one, never ``test``."""
+        return "train" if self.data.val is None else "val"
+
+    def measure(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
+        """One pass over labelled images."""
+        return evaluate(self.model, batches, self.device.images, self.device.autocast)
+
+    def calibrate(self) -> Calibration:
+        """Of a dynamic network: one pass over the calibration images."""
+        return Calibration(self.model, self.measure(self.data.calibration).scores)
+
+    def check_request(self, curve: bool, controls: bool, budget: float | None) -> None:
+        """Refuses early what cannot be measured.
+
+        Raises:
+            UserError: if something that needs a choice of widths is asked of a network without one,
+                or a budget is out of its reach.
+        """
+        asked = {"curve": curve, "controls": controls, "budget": budget is not None}
+        names = [name for name, wanted in asked.items() if wanted]
+        converted = isinstance(self.model, QuantizedModel)
+        if names and not (converted and self.model.controller is not None):
+            single = "every layer of this one has a single width"
+            what = single if converted else "this one is in full precision"
+            verb = "needs" if len(names) == 1 else "need"
+            raise UserError(f"{' and '.join(names)} {verb} a dynamic network: {what}")
+        if budget is not None:
+            check_target(self.model, budget, "budget")
 
 
 def load_trained(checkpoint: str | None, config: EvalConfig, console: Console) -> Trained:

@@ -12,7 +12,6 @@ from dqnet.costs import relative_costs
 from dqnet.costs.network import reachable_bits
 from dqnet.data import ImageArray
 from dqnet.errors import UserError
-from dqnet.evaluation import evaluate_checkpoint as evaluation
 from dqnet.evaluation import trained as trained_module
 from dqnet.evaluation.budget import Calibration, chosen_at, cost_of
 from dqnet.training.build import build_model
@@ -196,7 +195,7 @@ def test_the_mean_image_costs_what_it_may(trained, measure, tmp_path, bits, frac
 
 
 def test_without_a_budget_nothing_is_calibrated(trained, measure, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "calibrate", None)
+    monkeypatch.setattr(trained_module.Trained, "calibrate", None)
     figures = measure(trained(0), output=str(tmp_path))
     assert (figures["budget"], figures["budget_lambda"]) == (None, 0)
 

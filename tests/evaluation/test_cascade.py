@@ -12,8 +12,9 @@ from rich.console import Console
 import dqnet
 from dqnet.config import CascadeConfig, EvalConfig, ReportConfig
 from dqnet.costs import cost_table
+from dqnet.costs.network import static_cost
 from dqnet.errors import UserError
-from dqnet.evaluation.cascade import SHARES, Cascade, Reused, thresholds
+from dqnet.evaluation.cascade import SHARES, before_routing, cascade_point, thresholds
 from dqnet.evaluation.evaluate_cascade import evaluate_cascade
 from dqnet.formats import Precision
 from dqnet.measurement import Evaluation
@@ -75,19 +76,30 @@ def evaluation(seed, cost):
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.55, 0.7, 1.0])
-@pytest.mark.parametrize("reused", [Reused(), Reused(4, 2048)])
-def test_point_is_what_a_loop_over_the_images_gives(threshold, reused):
+@pytest.mark.parametrize(
+    "reused, quantized, full_precision",
+    [
+        ((), 0, 0),
+        (
+            (LayerPlan("stem", "full", macs=2), LayerPlan("a", "static", (Precision.parse(2),), 1)),
+            4,
+            2048,
+        ),
+    ],
+    ids=["other network", "same network"],
+)
+def test_point_is_what_a_loop_over_the_images_gives(threshold, reused, quantized, full_precision):
     first, second = evaluation(0, 28.0), evaluation(1, 63.0)
-    point = Cascade(first, second, reused).point(threshold)
+    point = cascade_point(first, second, threshold, reused)
     hits, losses, costs, totals = [], [], [], []
     for i in range(40):
         again = first.top_probabilities[i].max() <= threshold
         answer = second if again else first
         hits.append(answer.top_classes[i][0].item() == i % 3)
         losses.append(answer.losses[i].item())
-        costs.append(28 + (63 - reused.quantized if again else 0))
+        costs.append(28 + (63 - quantized if again else 0))
         full = 5 * 32 * 32
-        totals.append(costs[-1] + full + (full - reused.full_precision if again else 0))
+        totals.append(costs[-1] + full + (full - full_precision if again else 0))
     assert point["share"] == np.mean([cost > 28 for cost in costs])
     assert point["top1"] == pytest.approx(100 * np.mean(hits))
     assert point["loss"] == pytest.approx(np.mean(losses))
@@ -109,7 +121,7 @@ def test_confidence_that_knows_what_is_wrong_gains():
     object.__setattr__(first, "top_probabilities", probabilities)
     object.__setattr__(second, "top_classes", second.labels[:, None].expand(40, 3))
     wrong = 1 - first.correct.double().mean().item()
-    point = Cascade(first, second).point(0.7)
+    point = cascade_point(first, second, 0.7)
     assert point["top1"] == 100 and point["share"] == pytest.approx(wrong)
     # Of the wrong ones only their share is drawn by chance, up to five permutations' luck.
     assert point["instance_gain"]["points"] == pytest.approx(100 * wrong * (1 - wrong), abs=8)
@@ -200,7 +212,8 @@ def test_what_is_reused_is_the_same_in_both_passes():
     for name, outputs in seen.items():
         assert len(outputs) == 2 and torch.equal(*outputs), name
     static = sum(layer.macs for layer in model.layers[: len(before)] if layer.role == "static")
-    assert Reused.within(model.layers).quantized == static * 4**2
+    assert [layer.name for layer in before_routing(model.layers)] == before
+    assert static_cost(before_routing(model.layers)) == static * 4**2
 
 
 def test_only_its_own_file_is_written(folders, cascade, tmp_path):

@@ -13,17 +13,17 @@ from scipy import stats
 from tiny import ROUTED
 
 from dqnet.errors import UserError
-from dqnet.evaluation.bootstrap import bootstrap_mean
+from dqnet.evaluation import bootstrap
+from dqnet.evaluation.bootstrap import mean_intervals
 from dqnet.evaluation.budget import chosen_at
 from dqnet.evaluation.controls import (
     SEEDS,
-    Key,
     compare,
     control_routings,
     cost_at_top1,
     derangement,
 )
-from dqnet.evaluation.evaluate_routings import Routed, evaluate_routings
+from dqnet.evaluation.routings import Routed, evaluate_routings
 from dqnet.measurement import evaluate
 from dqnet.network import Output, QuantizedModel, ScoredOutput
 from dqnet.training.build import build_model
@@ -80,9 +80,7 @@ def own_of(model, batches):
 
 
 def answers_of(model, batches, own, routings):
-    stacked = torch.stack([*routings.values()])
-    results = evaluate_routings(model, batches, lambda x: x, nullcontext, own, stacked)
-    return dict(zip(routings, results, strict=True))
+    return evaluate_routings(model, batches, lambda x: x, nullcontext, own, routings)
 
 
 # What the routings are
@@ -110,9 +108,7 @@ def test_one_image_has_nobody_to_swap_with():
 def test_shuffled_routings_are_the_own_ones_of_others(built, batches):
     own = own_of(built, batches)
     routings = control_routings(own)
-    assert [key.seed for key in routings if key.kind == "shuffled"] == list(SEEDS)
-    for seed in SEEDS:
-        shuffled = routings[Key("shuffled", seed)]
+    for seed, shuffled in zip(SEEDS, routings["shuffled"], strict=True):
         assert sorted(shuffled.tolist()) == sorted(own.chosen.tolist())
         assert torch.equal(shuffled, own.chosen[derangement(N, seed)].byte())
 
@@ -120,7 +116,7 @@ def test_shuffled_routings_are_the_own_ones_of_others(built, batches):
 def test_random_routings_have_the_frequencies_and_nothing_in_common(picky, batches):
     own = own_of(picky, batches)  # all layers agree, at 30, 20 and 10 images
     routings = control_routings(own, range(200))
-    drawn = torch.cat([routings[Key("random", seed)] for seed in range(200)]).long()
+    drawn = routings["random"].flatten(0, 1).long()
     shares = F.one_hot(drawn, K).double().mean(0)
     np.testing.assert_allclose(shares, np.tile([1 / 2, 1 / 3, 1 / 6], (L, 1)), atol=0.02)
     correlation = np.corrcoef(drawn.T.numpy())
@@ -129,9 +125,8 @@ def test_random_routings_have_the_frequencies_and_nothing_in_common(picky, batch
 
 def test_fixed_and_single_routings(picky, batches):
     routings = control_routings(own_of(picky, batches))
-    assert (routings[Key("fixed")] == 0).all()
-    for k, width in enumerate((2, 3, 4)):
-        assert routings[Key("single", width=width)].tolist() == [[k] * L] * N
+    assert routings["fixed"].tolist() == [[[0] * L] * N]
+    assert routings["single"].tolist() == [[[k] * L] * N for k in range(K)]
 
 
 # What the network answers with them
@@ -142,22 +137,22 @@ def test_answers_are_those_of_each_image_alone(built, batches):
     generator = torch.Generator().manual_seed(0)
     routings = torch.randint(K, (4, N, L), generator=generator).byte()
     own = own_of(built, batches)
-    results = evaluate_routings(built, batches, lambda x: x, nullcontext, own, routings)
+    routed = answers_of(built, batches, own, {"given": routings})["given"]
     images, labels = (torch.cat(part) for part in zip(*batches, strict=True))
     macs = {layer.name: layer.macs for layer in built.layers}
     fixed = 9 * sum(layer.macs for layer in built.layers if layer.role == "static")
-    for routed, given in zip(results, routings, strict=True):
+    for r, given in enumerate(routings):
         for i in range(0, N, 7):
             one_hot = F.one_hot(given[i : i + 1].long(), K).float()
             logits = built(images[i : i + 1], routing=one_hot).logits
-            assert routed.correct[i] == (logits.argmax() == labels[i])
-            assert routed.losses[i].item() == pytest.approx(
+            assert routed.correct[r, i] == (logits.argmax() == labels[i])
+            assert routed.losses[r, i].item() == pytest.approx(
                 -logits.log_softmax(1)[0, labels[i]].item(), rel=1e-4
             )
             squares = [
                 macs[n] * (k + 2) ** 2 for n, k in zip(ROUTED, given[i].tolist(), strict=True)
             ]
-            assert routed.cost[i] == fixed + sum(squares)
+            assert routed.cost[r, i] == fixed + sum(squares)
 
 
 def test_no_image_runs_twice_with_one_routing(built, batches, monkeypatch):
@@ -174,19 +169,21 @@ def test_no_image_runs_twice_with_one_routing(built, batches, monkeypatch):
 
     monkeypatch.setattr(built, "forward", counted)
     answers_of(built, batches, own, routings)
-    pairs = {(i, tuple(row)) for given in routings.values() for i, row in enumerate(given.tolist())}
+    pairs = {
+        (i, tuple(row))
+        for given in torch.cat([*routings.values()])
+        for i, row in enumerate(given.tolist())
+    }
     known = {(i, tuple(row)) for i, row in enumerate(own.chosen.tolist())}
     assert len(runs) == len(pairs - known)
 
 
 def test_own_answers_are_taken_over(built, batches):
     own = own_of(built, batches)
-    (again,) = evaluate_routings(
-        built, batches, lambda x: x, nullcontext, own, own.chosen[None].byte()
-    )
-    assert torch.equal(again.correct, own.correct)
-    assert torch.equal(again.losses, own.losses)
-    assert torch.equal(again.cost, own.cost)
+    again = answers_of(built, batches, own, {"own": own.chosen[None].byte()})["own"]
+    assert torch.equal(again.correct, own.correct[None])
+    assert torch.equal(again.losses, own.losses[None])
+    assert torch.equal(again.cost, own.cost[None])
 
 
 def test_gain_of_a_network_that_needs_its_routing(picky, batches, wanted):
@@ -216,7 +213,9 @@ def test_gain_of_a_network_that_ignores_its_routing_is_zero(picky, batches):
     own = own_of(picky, batches)
     routings = control_routings(own)
     answers = {
-        key: Routed(routing, own.correct, own.losses, own.cost) for key, routing in routings.items()
+        kind: Routed(given, *(row.expand(len(given), -1) for row in answer))
+        for kind, given in routings.items()
+        for answer in [(own.correct, own.losses, own.cost)]
     }
     controls = compare(own, answers)
     for gain in (controls["instance_gain"], controls["loss_gain"]):
@@ -227,11 +226,12 @@ def test_gain_of_a_network_that_ignores_its_routing_is_zero(picky, batches):
 
 
 @pytest.mark.parametrize("count, confidence", [(40, 0.95), (300, 0.8)])
-def test_interval_is_scipys(count, confidence):
+def test_interval_is_scipys(count, confidence, monkeypatch):
+    monkeypatch.setattr(bootstrap, "CONFIDENCE", confidence)
     rng = np.random.default_rng(0)
     values = np.stack([rng.exponential(size=count), rng.normal(3, 5, count)], 1)
-    low, high = bootstrap_mean(values, confidence, seed=1)
-    for column in range(2):
+    for column, found in enumerate(mean_intervals(values)):
+        assert found["points"] == pytest.approx(values[:, column].mean())
         oracle = stats.bootstrap(
             (values[:, column],),
             np.mean,
@@ -241,21 +241,21 @@ def test_interval_is_scipys(count, confidence):
             rng=np.random.default_rng(2),
         ).confidence_interval
         width = oracle.high - oracle.low
-        assert low[column] == pytest.approx(oracle.low, abs=0.03 * width)
-        assert high[column] == pytest.approx(oracle.high, abs=0.03 * width)
+        assert found["low"] == pytest.approx(oracle.low, abs=0.03 * width)
+        assert found["high"] == pytest.approx(oracle.high, abs=0.03 * width)
 
 
 def test_interval_is_the_normal_one_for_many_images():
     values = np.random.default_rng(0).choice([-1.0, 0, 0, 0, 1, 1], size=(5000, 1))
-    low, high = bootstrap_mean(values)
+    (found,) = mean_intervals(values)
     half = 1.96 * values.std() / math.sqrt(5000)
-    assert low[0] == pytest.approx(values.mean() - half, abs=0.05 * half)
-    assert high[0] == pytest.approx(values.mean() + half, abs=0.05 * half)
+    assert found["low"] == pytest.approx(values.mean() - half, abs=0.05 * half)
+    assert found["high"] == pytest.approx(values.mean() + half, abs=0.05 * half)
 
 
-def test_interval_is_the_same_every_time(monkeypatch):
+def test_interval_is_the_same_every_time():
     values = np.random.default_rng(0).normal(size=(30, 2))
-    assert np.array_equal(bootstrap_mean(values), bootstrap_mean(values))
+    assert mean_intervals(values) == mean_intervals(values)
 
 
 # Where shuffled routing is as good
@@ -306,7 +306,7 @@ def test_images_without_an_answer_are_an_error(built, batches, part):
     """Their rows would be whatever the memory held."""
     own = own_of(built, batches)
     with pytest.raises(ValueError, match=rf"images, routings of {N}"):
-        answers_of(built, batches[part], own, {"own": own.chosen.byte()})
+        answers_of(built, batches[part], own, {"own": own.chosen[None].byte()})
 
 
 def test_chosen_at_zero_is_what_the_network_chose(built, batches):

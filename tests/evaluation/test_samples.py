@@ -100,17 +100,6 @@ def test_classes_beyond_sixteen_bits(tmp_path):
     assert samples.top5_classes[:, 0].tolist() == list(MANY)
 
 
-def test_classes_in_files_of_earlier_versions(tmp_path):
-    path = tmp_path / "samples.npz"
-    write_many_classes(path)
-    with np.load(path) as arrays:
-        content = dict(arrays)
-    content["top5_classes"] = content["top5_classes"].astype(np.int16)
-    np.savez(path, **content)
-    found = read_samples(path).top5_classes[:, 0].tolist()
-    assert found[:4] == list(MANY[:4])  # of more classes the file has lost which they were
-
-
 def test_without_a_report_there_are_no_samples(run, measure, tmp_path):
     measure(run().folder, output=str(tmp_path))
     assert not (tmp_path / "samples.npz").exists()

@@ -25,12 +25,6 @@ def test_arrays_are_those_of_the_rows(tmp_path):
     assert costs[-1] == results.metrics["bit_flops"]
 
 
-def test_curve_of_another_evaluation_is_left_out(tmp_path):
-    write_evaluation(tmp_path, curve=True)
-    write_evaluation(tmp_path, seed=1)
-    assert read_results(tmp_path).curve.empty
-
-
 def test_images_of_equal_cost_are_mixed_always_alike(tmp_path):
     write_evaluation(tmp_path, layers=("conv",))
     results = read_results(tmp_path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,13 @@ from dqnet.network import QuantizedModel
 
 @dataclass(frozen=True, eq=False)
 class Routed:
-    """What a network answered with one routing of every image, on the CPU.
+    """What a network answered with R routings of every image, on the CPU.
 
     Attributes:
-        chosen: uint8 ``[N, L]``: index of each routed layer's width.
-        correct: bool ``[N]``: whether the label is the best class.
-        losses: float64 ``[N]``: cross-entropy.
-        cost: float64 ``[N]``: Bit-FLOPs.
+        chosen: uint8 ``[R, N, L]``: index of each routed layer's width.
+        correct: bool ``[R, N]``: whether the label is the best class.
+        losses: float64 ``[R, N]``: cross-entropy.
+        cost: float64 ``[R, N]``: Bit-FLOPs.
     """
 
     chosen: Tensor
@@ -32,13 +32,12 @@ class Routed:
     cost: Tensor
 
     @property
-    def metrics(self) -> dict[str, float]:
-        """Top-1 in per cent, mean loss, Bit-FLOPs of the mean image."""
-        return {
-            "top1": percent(self.correct),
-            "loss": self.losses.mean().item(),
-            "bit_flops": self.cost.mean().item(),
-        }
+    def metrics(self) -> list[dict[str, float]]:
+        """Of each routing: top-1 in per cent, mean loss, Bit-FLOPs of the mean image."""
+        return [
+            {"top1": percent(hits), "loss": loss.mean().item(), "bit_flops": cost.mean().item()}
+            for hits, loss, cost in zip(self.correct, self.losses, self.cost, strict=True)
+        ]
 
 
 @torch.no_grad()
@@ -48,9 +47,9 @@ def evaluate_routings(
     prepare: Callable[[Tensor], Tensor],
     autocast: Callable[[], Any],
     own: Evaluation,
-    routings: Tensor,
-) -> list[Routed]:
-    """Runs every image with each of R given routings, but none twice with the same one.
+    routings: Mapping[str, Tensor],
+) -> dict[str, Routed]:
+    """Runs every image with all given routings, but never twice with the same one.
 
     Args:
         model: a dynamic network; its training mode is restored.
@@ -59,25 +58,22 @@ def evaluate_routings(
         autocast: makes the context of mixed precision.
         own: an evaluation of the same model, whose answers are taken over where a given routing is
             the image's own.
-        routings: uint8 ``[R, N, L]``: index of the width of each layer of each image.
-
-    Returns:
-        R results, in the order of ``routings``.
+        routings: by name, uint8 ``[R, N, L]`` each: index of the width of each layer of each image.
 
     Raises:
-        ValueError: if the batches have another number of images than ``routings``.
+        ValueError: if the batches have another number of images than the routings.
     """
+    wanted = torch.cat([*routings.values()])
+    correct = torch.empty(wanted.shape[:2], dtype=torch.bool)
+    losses = torch.empty(wanted.shape[:2], dtype=torch.float64)
     training = model.training
     model.eval()
-    correct = torch.empty(routings.shape[:2], dtype=torch.bool)
-    losses = torch.empty(routings.shape[:2], dtype=torch.float64)
     start = 0
     for images, labels in batches:
         part = slice(start, start + len(images))
         start = part.stop
         # own's routing comes first: what it leads to is known.
-        wanted = torch.cat([own.chosen[None, part].to(routings), routings[:, part]])
-        runs, index = _distinct(wanted)
+        runs, index = _distinct(torch.cat([own.chosen[None, part].byte(), wanted[:, part]]))
         run_correct = torch.empty(len(runs), dtype=torch.bool)
         run_losses = torch.empty(len(runs), dtype=torch.float64)
         run_correct[index[0]], run_losses[index[0]] = own.correct[part], own.losses[part]
@@ -90,18 +86,17 @@ def evaluate_routings(
             routing = F.one_hot(widths, len(model.precisions)).to(images.dtype)
             with autocast():
                 logits = model(images[which], routing=routing).logits.float()
-            answers = labels[which]
-            run_correct[some] = (logits.argmax(1) == answers).cpu()
-            loss = F.cross_entropy(logits, answers, reduction="none")
+            run_correct[some] = (logits.argmax(1) == labels[which]).cpu()
+            loss = F.cross_entropy(logits, labels[which], reduction="none")
             run_losses[some] = loss.double().cpu()
         correct[:, part], losses[:, part] = run_correct[index[1:]], run_losses[index[1:]]
     model.train(training)
-    if start != routings.shape[1]:
-        raise ValueError(f"batches of {start} images, routings of {routings.shape[1]}")
-    return [
-        Routed(routing, hits, loss, cost_of(model, routing))
-        for routing, hits, loss in zip(routings, correct, losses, strict=True)
-    ]
+    if start != wanted.shape[1]:
+        raise ValueError(f"batches of {start} images, routings of {wanted.shape[1]}")
+    cost = torch.stack([cost_of(model, routing) for routing in wanted])
+    counts = [len(of_name) for of_name in routings.values()]
+    parts = zip(*(rows.split(counts) for rows in (wanted, correct, losses, cost)), strict=True)
+    return {name: Routed(*part) for name, part in zip(routings, parts, strict=True)}
 
 
 def _distinct(wanted: Tensor) -> tuple[Tensor, Tensor]:

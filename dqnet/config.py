@@ -89,8 +89,9 @@ class CalibrationConfig:
 
 @dataclass
 class PostTrainingConfig:
-    """What follows calibration, beside or instead of training."""
+    """What is done beside or instead of training."""
 
+    equalize: bool = False  # weights, before calibration; with fold_batch_norm=true
     adaround: int = 0  # iterations for each layer; 0: weights are rounded to nearest
     bias_correction: bool = False
     images: int = 256  # of those of the calibration
@@ -117,7 +118,7 @@ class QuantConfig:
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     post_training: PostTrainingConfig = field(default_factory=PostTrainingConfig)
     options: dict[str, Any] = field(default_factory=dict)  # the quantizers' own arguments
-    fold_batch_norm: Any = False  # or "corrected", "uncorrected"
+    fold_batch_norm: Any = False  # or True: before conversion; "corrected", "uncorrected"
     freeze_batch_norm: float | None = None  # share of the training, in [0, 1]
     parameter_decay: float = MISSING  # weight decay of clipping values that ask for one (PACT)
     choice_gradient: str = MISSING  # "exact" or "sampled"

@@ -9,7 +9,9 @@ from torch import nn
 from dqnet.config import ModelConfig, QuantConfig
 from dqnet.convert import quantize
 from dqnet.errors import UserError, unknown_name
+from dqnet.fold import fold_batch_norms
 from dqnet.plan import Plan
+from dqnet.post_training import equalize
 from dqnet.quantizers import Method, Options, takes
 from dqnet.training.weights import load_float_weights
 
@@ -43,9 +45,14 @@ def build_model(
         return float_model
     if plan is None and quant.plan is not None:
         plan = Plan.load(quant.plan)
+    sample = torch.zeros(1, *image_shape)
+    if quant.fold_batch_norm is True:
+        fold_batch_norms(float_model, sample)
+    if quant.post_training.equalize:
+        equalize(float_model, sample)
     return quantize(
         float_model,
-        torch.zeros(1, *image_shape),
+        sample,
         widths=quant.widths,
         quantizer=_method(quant),
         shared_until=quant.shared_until,
@@ -59,7 +66,7 @@ def build_model(
         controller=quant.controller,
         choice_gradient=quant.choice_gradient,
         width_affine=quant.width_affine,
-        fold_batch_norm=quant.fold_batch_norm,
+        fold_batch_norm=quant.fold_batch_norm is not True and quant.fold_batch_norm,
     )
 
 

@@ -15,10 +15,10 @@ from dqnet.units import MEGA
 STYLES = {"done": "green", "complete before": "dim", "failed": "red"}
 
 
-def print_outcome(console: Console, number: int, total: int, outcome: Outcome) -> None:
-    """One line: the ``number``-th of ``total`` runs has ended."""
-    what = outcome.error or ", ".join(_figures(outcome))
-    line = f"{number}/{total} {outcome.state}: {outcome.folder.name}: {what}"
+def print_outcome(console: Console, outcome: Outcome, number: str = "") -> None:
+    """One line; ``number`` stands before it: ``"3/9 "``."""
+    what = outcome.error or ", ".join(_metrics(outcome))
+    line = f"{number}{outcome.state}: {outcome.folder.name}: {what}"
     console.print(escape(line), style=STYLES[outcome.state], highlight=False, soft_wrap=True)
 
 
@@ -26,20 +26,19 @@ def print_outcomes(console: Console, folder: Path, outcomes: Sequence[Outcome]) 
     """Top-1 and Bit-FLOPs of the runs below ``folder``, and why the others failed."""
     table = Table(title=escape(f"runs in {folder}"), title_justify="left")
     table.add_column("")
-    table.add_column("top-1", justify="right", no_wrap=True)
-    table.add_column("Bit-FLOPs", justify="right", no_wrap=True)
+    for heading in ("top-1", "Bit-FLOPs"):
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("folder", overflow="fold")
     for outcome in outcomes:
         state = f"[{STYLES[outcome.state]}]{outcome.state}[/]"
-        table.add_row(state, *_figures(outcome), escape(outcome.folder.name))
+        table.add_row(state, *_metrics(outcome), escape(outcome.folder.name))
     console.print(table)
     for outcome in outcomes:
         if outcome.error is not None:
-            line = f"failed: {outcome.folder.name}: {outcome.error}"
-            console.print(escape(line), style=STYLES["failed"], highlight=False, soft_wrap=True)
+            print_outcome(console, outcome)
 
 
-def _figures(outcome: Outcome) -> tuple[str, str]:
+def _metrics(outcome: Outcome) -> tuple[str, str]:
     if outcome.summary is None:
         return "", ""
     cost = outcome.summary["bit_flops"]

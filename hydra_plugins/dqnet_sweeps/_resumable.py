@@ -97,7 +97,7 @@ class ResumableSweeper(Sweeper):
         for ended, (index, died) in enumerate(endings, 1):
             result = outcome(missing[index].folder, died)
             outcomes[result.folder] = result
-            print_outcome(self.console, ended, len(missing), result)
+            print_outcome(self.console, result, f"{ended}/{len(missing)} ")
         return [outcomes[job.folder] for job in jobs]
 
     def finish(self, outcomes: Sequence[Outcome]) -> None:

@@ -6,30 +6,34 @@ starts a search anew each time.
 
 from __future__ import annotations
 
-import sqlite3
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import OmegaConf
 
 from dqnet.config import TrainConfig
 from dqnet.errors import UserError, unknown_name
+from dqnet.runtime.files import read_json
 from dqnet.runtime.lock import held
-from dqnet.sweep.metrics import METRICS, best_metrics
 from dqnet.sweep.outcome import Outcome, outcome
 from dqnet.training.checkpoint import check_same_run, config_of
+from dqnet.training.metrics import PER_EPOCH
 from hydra_plugins.dqnet_sweeps._resumable import Job, ResumableSweeper
 
 if TYPE_CHECKING:  # slow to import, and Hydra imports this file at each start
+    from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
-    from optuna.storages import BaseStorage
     from optuna.study import Study
     from optuna.trial import FrozenTrial, Trial
 
 DIRECTIONS = ("maximize", "minimize")
+#: what a search may choose by, under the names of metrics.jsonl: held-out images, never the test's
+METRICS = (*(f"val_{name}" for name in PER_EPOCH), "mean_width")
 
 
 class OptunaSweeper(ResumableSweeper):
@@ -42,8 +46,8 @@ class OptunaSweeper(ResumableSweeper):
 
     Args:
         params: setting → values to search, in Hydra's syntax.
-        objectives: figure of metrics.jsonl → ``maximize`` or ``minimize``; none: ``val_top1`` up.
-        bounds: figure of metrics.jsonl → what it may be at most.
+        objectives: metric of metrics.jsonl → ``maximize`` or ``minimize``; none: ``val_top1`` up.
+        bounds: metric of metrics.jsonl → what it may be at most.
         n_trials: complete trials wanted, over all starts.
         n_jobs: trials proposed and run at a time.
         sampler: makes an Optuna sampler. A seed of its own takes the place of ``seed``.
@@ -77,13 +81,11 @@ class OptunaSweeper(ResumableSweeper):
                 raise unknown_name("direction", str(direction), DIRECTIONS)
         for name in [*self.objectives, *self.bounds]:
             if name not in METRICS:
-                raise unknown_name("figure", name, METRICS)
+                raise unknown_name("metric", name, METRICS)
 
     def sweep(self, arguments: list[str]) -> None:
         """As Hydra calls it, with the command line's overrides."""
         import optuna
-
-        from hydra_plugins.dqnet_sweeps._search_space import distribution
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         lines = [*(f"{name}={values}" for name, values in self.params.items()), *arguments]
@@ -103,17 +105,19 @@ class OptunaSweeper(ResumableSweeper):
         with held(self.folder, wait=False):
             study = self._study(config)
             before = self._trials(study, "COMPLETE")
-            known = [self._known(trial) for trial in before]
+            # Those whose folders are gone have no row in the table.
+            known = [outcome(self._job(trial.params).folder) for trial in before]
+            known = [replace(o, state="complete before") for o in known if o.summary is not None]
             outcomes = self._search(study, self.n_trials - len(before))
             self._report(study)
-            self.finish([o for o in known if o is not None] + outcomes)
+            self.finish(known + outcomes)
 
     def _study(self, config: TrainConfig) -> Study:
         """The study in the database, made if need be; one with other settings is refused."""
         import optuna
 
         study = optuna.create_study(
-            storage=self._storage(),
+            storage=self.storage or f"sqlite:///{self.folder}/study.db",
             study_name="dqnet",
             directions=list(self.objectives.values()),
             sampler=self._sampler(0),
@@ -129,20 +133,12 @@ class OptunaSweeper(ResumableSweeper):
         for key, value in goal.items():
             # The order of objectives counts: values in the database have no names.
             if list(stored[key].items()) != list(value.items()):
-                raise UserError(
-                    f"{self.folder} holds a search with {key} {stored[key]}, not {value}: "
-                    "choose another hydra.sweep.dir, or remove that folder"
-                )
+                raise self._refusal(f"with {key} {stored[key]}, not {value}")
         return study
 
-    def _storage(self) -> BaseStorage | str:
-        """Optuna's database; the folder may have any name, which a URL would give a meaning to."""
-        import optuna
-
-        if self.storage is not None:
-            return self.storage
-        connect = partial(sqlite3.connect, self.folder / "study.db", check_same_thread=False)
-        return optuna.storages.RDBStorage("sqlite:///study.db", engine_kwargs={"creator": connect})
+    def _refusal(self, what: str) -> UserError:
+        advice = "choose another hydra.sweep.dir, or remove that folder"
+        return UserError(f"{self.folder} holds a search {what}: {advice}")
 
     def _search(self, study: Study, count: int) -> list[Outcome]:
         """Runs ``count`` trials: cut-off ones, failed ones of earlier starts, then new ones."""
@@ -158,20 +154,14 @@ class OptunaSweeper(ResumableSweeper):
             trials = [optuna.trial.Trial(study, trial._trial_id) for trial in cut_off]
             while len(trials) < at_once:
                 study.sampler = self._sampler(len(study.get_trials(deepcopy=False)))
-                trials.append(self._ask(study))
+                try:
+                    trials.append(study.ask(self.space))
+                except ValueError as error:  # choices, and a range's kind, are what they first were
+                    raise self._refusal(f"of another space ({error})") from error
             results = self.run([self._job(trial.params) for trial in trials])
             pairs = zip(trials, results, strict=True)
             outcomes += [self._tell(study, trial, result) for trial, result in pairs]
         return outcomes
-
-    def _ask(self, study: Study) -> Trial:
-        try:
-            return study.ask(self.space)
-        except ValueError as error:  # choices, and the kind of a range, are what they first were
-            raise UserError(
-                f"{self.folder} holds a search of another space ({error}): "
-                "choose another hydra.sweep.dir, or remove that folder"
-            ) from error
 
     def _take_up(self, study: Study) -> None:
         """Queues what failed; drops what was cut off while it was being proposed."""
@@ -209,13 +199,12 @@ class OptunaSweeper(ResumableSweeper):
         return self.sampler(seed=int(seed[0]))
 
     def _job(self, params: Mapping[str, Any]) -> Job:
-        own = self._overrides(params)
+        # To four digits: a value names a folder, and can be typed again.
+        own = [
+            f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+            for name, value in params.items()
+        ]
         return self.job([*self.fixed, *own], own)
-
-    def _known(self, trial: FrozenTrial) -> Outcome | None:
-        """The row of a trial that was complete before this start, if its folder is still there."""
-        result = outcome(self._job(trial.params).folder)
-        return None if result.summary is None else replace(result, state="complete before")
 
     def _report(self, study: Study) -> None:
         """Prints the best trials, and writes ``best.yaml``: folders and metrics."""
@@ -234,13 +223,39 @@ class OptunaSweeper(ResumableSweeper):
             self.console.print(f"best: {metrics}: {row['folder']}", soft_wrap=True, markup=False)
 
     @staticmethod
-    def _overrides(params: Mapping[str, Any]) -> list[str]:
-        from hydra_plugins.dqnet_sweeps._search_space import as_override
-
-        return [as_override(name, value) for name, value in params.items()]
-
-    @staticmethod
     def _trials(study: Study, state: str) -> list[FrozenTrial]:
         import optuna
 
         return study.get_trials(states=(optuna.trial.TrialState[state],))
+
+
+def distribution(override: Override) -> BaseDistribution:
+    """What a sweep override asks for, as Optuna's distribution.
+
+    ``interval(0.1, 1)`` is continuous, or integer if both ends are; ``tag(log, interval(...))``
+    logarithmic; anything else is a choice between its values, which may be lists.
+    """
+    from optuna import distributions
+
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        log = "log" in value.tags
+        if isinstance(value.start, int) and isinstance(value.end, int):
+            return distributions.IntDistribution(value.start, value.end, log=log)
+        return distributions.FloatDistribution(float(value.start), float(value.end), log=log)
+    return distributions.CategoricalDistribution(list(override.sweep_string_iterator()))
+
+
+def best_metrics(folder: Path, names: list[str]) -> dict[str, float]:
+    """Some of :data:`METRICS` of a complete run's best epoch; the run must have had one.
+
+    Raises:
+        UserError: if the run has no such metric, as a float network has no Bit-FLOPs.
+    """
+    best = read_json(folder / "summary.json")["best_epoch"]
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    found = next(m for m in map(json.loads, lines) if m["epoch"] == best)
+    for name in names:
+        if found[name] is None:
+            raise UserError(f"a search by {name} needs quantized networks: {folder} has none")
+    return {name: float(found[name]) for name in names}

@@ -102,7 +102,7 @@ def test_failed_trials_do_not_end_a_search_and_are_tried_again(command, search, 
     [
         ("data.val_fraction=0", "set data.val_fraction"),
         ("trainer.epochs=0", "at least one epoch"),
-        ("hydra.sweeper.objectives={val_top2:maximize}", "unknown figure 'val_top2'"),
+        ("hydra.sweeper.objectives={val_top2:maximize}", "unknown metric 'val_top2'"),
         ("hydra.sweeper.objectives={val_top1:up}", "unknown direction 'up'"),
         ("optim.lr=0.1", "nothing to search"),
         ("hydra.sweeper.n_jobs=-1", "n_jobs must be a number from 1, not -1"),

@@ -21,9 +21,9 @@ from dqnet.network import QuantizedModel
 
 
 def spend(model: QuantizedModel, budget_lambda: float) -> None:
-    """Makes a model choose at λ in evaluation: above 0 cheaper than trained, below 0 the opposite.
+    """Makes a model choose at λ in evaluation, the price of the network's mean candidate.
 
-    ``budget_lambda`` is λ, the price of the mean candidate of the network.
+    Above 0 it is cheaper than trained, below 0 more expensive.
     """
     model.prices = _prices(model, budget_lambda) if budget_lambda else None
 

@@ -39,13 +39,13 @@ def curve_lambdas(calibration: Calibration, target: float, budget_lambda: float)
 def curve_routings(
     model: QuantizedModel, scores: Tensor, lambdas: Sequence[float], with_shuffled: bool
 ) -> dict[str, Tensor]:
-    """Every image's routing at each of P λ, ``curve``, and other images': uint8 ``[R, N, L]`` each.
+    """Every image's routing at each λ: uint8 ``[R, N, L]`` by name.
 
     Args:
         model: a dynamic network.
         scores: ``[N, L, K]``, the controller's.
-        lambdas: the points of the curve.
-        with_shuffled: also ``shuffled curve``: that of another image, R = P · the number of SEEDS.
+        lambdas: the points of the curve; R is their number in ``curve``.
+        with_shuffled: also ``shuffled curve``, other images' routings: R times the number of SEEDS.
     """
     own = torch.stack([chosen_at(model, scores, value).byte() for value in lambdas])
     if not with_shuffled:
@@ -88,14 +88,8 @@ def curve_points(
 def remove_other_curve(folder: Path, results: Mapping[str, Any]) -> bool:
     """Removes a curve of other weights or images, which would pass for one of this evaluation.
 
-    To be called before ``eval.json`` is written: whose the curve is stands in the one before.
-
-    Args:
-        folder: where the evaluation's files are about to be written.
-        results: what ``eval.json`` is going to hold.
-
-    Returns:
-        Whether there was one.
+    To be called before ``results`` become ``eval.json``: whose the curve is stands in the one
+    before. Returns whether there was one.
     """
     if not (folder / "curve.csv").exists():
         return False

@@ -21,14 +21,9 @@ from dqnet.training.tables import print_line
 
 
 def evaluate_cascade(config: EvalConfig, console: Console | None = None) -> dict[str, Any]:
-    """Writes ``cascade.json``, and nothing else, and prints its points.
+    """Writes ``cascade.json``, and nothing else, prints its points, and returns its content.
 
-    Args:
-        config: ``checkpoint`` and ``budget`` are the first pass, ``cascade`` has the second one.
-        console: where the table is printed.
-
-    Returns:
-        The content of ``cascade.json``.
+    The configuration's ``checkpoint`` and ``budget`` are the first pass, ``cascade`` the second.
 
     Raises:
         UserError: if something cannot be measured, or both passes are the same.

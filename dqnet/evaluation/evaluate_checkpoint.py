@@ -108,17 +108,11 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> E
 def _other_routings(
     trained: Trained, own: Evaluation, lambdas: Sequence[float], controls: bool, console: Console
 ) -> tuple[Points | None, dict[str, Any] | None]:
-    """Runs the evaluated images with other routings, in one pass and none twice.
-
-    Args:
-        trained: a dynamic network, at the budget of ``own``, if anything is asked for.
-        own: its evaluation.
-        lambdas: those of :func:`dqnet.evaluation.curve.curve_lambdas`; empty: no curve.
-        controls: whether to run those, and the curve of shuffled routing.
-        console: where progress is shown.
+    """Runs the images of ``own`` with other routings, in one pass and none twice.
 
     Returns:
-        The rows of ``curve.csv`` and the ``controls`` of ``eval.json``; ``None`` if not asked for.
+        The rows of ``curve.csv``, at ``lambdas``, with shuffled routing if there are ``controls``;
+        and the ``controls`` of ``eval.json``. ``None`` for what is not asked for.
     """
     model, device = trained.model, trained.device
     routings = curve_routings(model, own.scores, lambdas, controls) if lambdas else {}

@@ -16,13 +16,7 @@ from dqnet.units import MEGA
 def print_evaluation(
     console: Console, results: dict[str, Any], points: Sequence[Mapping[str, float]] | None
 ) -> None:
-    """The table that training prints, and those of the curve and the controls if there are any.
-
-    Args:
-        console: where to.
-        results: the content of ``eval.json``.
-        points: the rows of ``curve.csv``.
-    """
+    """``eval.json`` as the table that training prints, the rows of ``curve.csv``, the controls."""
     print_summary(console, results)
     if points is not None:
         print_curve(console, points, results["budget_lambda"])

@@ -37,14 +37,9 @@ from dqnet.standard_output import take_every_character
 def compare(
     folders: Sequence[Path], out: Path, title: str, exported: Path | None, console: Console
 ) -> None:
-    """Compares the runs below ``folders`` and writes tables and figure to ``out``.
+    """Compares all runs below ``folders``; writes tables and figure to ``out``, made if need be.
 
-    Args:
-        folders: searched recursively for run folders.
-        out: is made if it does not exist.
-        title: of the figure and of compare.md.
-        exported: where small copies of the runs are put, as :func:`export_runs` does.
-        console: where the tables are printed.
+    ``exported`` is where small copies of the runs are put, see :func:`export_runs`.
 
     Raises:
         UserError: for a missing folder, a run that cannot be read, no run at all, or an ``out``

@@ -12,6 +12,8 @@ from rich.table import Table
 
 from dqnet.units import GIGA, MEGA, Unit
 
+#: the heading under which an empty cell says that no point is as accurate
+REACHED = "same accuracy at cost ratio"
 #: Of each table: heading → a column of texts, or a column of numbers, its format, and perhaps the
 #: column of its standard deviation.
 RUNS = {
@@ -40,7 +42,7 @@ PAIRS = {
     "dynamic top-1 %": ("dynamic_top1", ".2f"),
     "difference": ("difference", "+.2f", "difference_std"),
     "cost ratio": ("cost_ratio", ".3f"),
-    "same accuracy at cost ratio": ("same_accuracy_cost_ratio", ".3f"),
+    REACHED: ("same_accuracy_cost_ratio", ".3f"),
     "reached at": "same_accuracy_at",
 }
 CASCADES = {
@@ -49,7 +51,7 @@ CASCADES = {
     "second": "second",
     "static": ("static_bits", "g"),
     "static top-1 %": ("static_top1", ".2f"),
-    "same accuracy at cost ratio": ("cost_ratio", ".3f"),
+    REACHED: ("cost_ratio", ".3f"),
     "with full precision": ("total_ratio", ".3f"),
     "top-1 %": ("top1", ".2f"),
     "run twice": ("share", ".1%"),
@@ -128,7 +130,7 @@ def _texts(title: str, table: pd.DataFrame, columns: dict[str, str | tuple]) -> 
         if std:  # 81.69 ± 0.12
             spread = _formatted(table[std[0]], form.lstrip("+"))
             texts[heading] += (" ± " + spread).where(spread != "", "")
-        if heading.startswith("same accuracy"):
+        if heading == REACHED:
             texts[heading] = texts[heading].replace("", "not reached")
     shown = pd.DataFrame(texts).fillna("")
     shown = shown.loc[:, (shown != "").any()]

@@ -50,7 +50,7 @@ def make_gallery(results: Results) -> Gallery:
     """The gallery of an evaluation; of a large one, an even selection over the cost order."""
     shown = spread(results.cheapest_first, LIMIT)
     samples = results.samples
-    # page.js knows these types by the arrays' names.
+    # gallery.js knows these types by the arrays' names.
     arrays = {
         "index": shown.astype("<u4"),
         "label": results.labels[shown].astype("<u4"),

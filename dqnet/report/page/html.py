@@ -51,7 +51,8 @@ def write_report(folder: Path, baselines: Sequence[Path] = ()) -> Path:
     for figure in figures:
         figure.save(report)
 
-    script = (TEMPLATE / "page.js").read_text(encoding="utf-8")
+    parts = [(TEMPLATE / f"{name}.js").read_text("utf-8") for name in ("gallery", "detail")]
+    script = "\n".join(parts)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE),
         autoescape=True,

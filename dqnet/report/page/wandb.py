@@ -18,12 +18,7 @@ LIMIT = 1000
 
 
 def log_report(run: wandb.Run, folder: Path) -> None:
-    """Logs ``report/*.png`` as images, and at most ``LIMIT`` images, cheapest first, as a table.
-
-    Args:
-        run: an open run.
-        folder: what :func:`dqnet.report.page.html.write_report` was called with.
-    """
+    """Logs ``report/*.png`` of an evaluation's folder, and ``LIMIT`` images as a table."""
     import wandb
 
     results = read_results(folder)

@@ -123,6 +123,8 @@ class QuantConfig:
     parameter_decay: float = MISSING  # weight decay of clipping values that ask for one (PACT)
     choice_gradient: str = MISSING  # "exact" or "sampled"
     width_affine: bool = MISSING  # each width scales and shifts a layer's output on its own
+    # Of the gradient to each quantized layer's output; None: as it is. Older checkpoints lack it.
+    gradient_bits: int | None = None
     controller: ControllerConfig = field(default_factory=ControllerConfig)
 
 

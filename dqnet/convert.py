@@ -12,7 +12,7 @@ from dqnet.config import ControllerConfig
 from dqnet.controller import Controller, check_controller
 from dqnet.dataflow import PLAIN_LAYERS, dataflow
 from dqnet.errors import UserError, unknown_name
-from dqnet.formats import Precision, common_precisions
+from dqnet.formats import MAX_BITS, MIN_BITS, Precision, common_precisions
 from dqnet.layers import QuantConv2d, QuantLayer, QuantLinear
 from dqnet.layers.following_norm import FORMS, FollowingNorm
 from dqnet.layers.quant_layer import Quantization
@@ -46,6 +46,7 @@ def quantize(
     choice_gradient: str = "exact",
     width_affine: bool = True,
     fold_batch_norm: str | bool = False,
+    gradient_bits: int | None = None,
 ) -> QuantizedModel:
     """Converts a plain CNN; with one width the result is static, with several it is dynamic.
 
@@ -75,6 +76,8 @@ def quantize(
         fold_batch_norm: ``"corrected"`` or ``"uncorrected"``: weights are quantized with the scale
             of the batch norm behind them, as an integer network needs them (see
             :mod:`dqnet.layers.following_norm`).
+        gradient_bits: what the gradient to each quantized layer's output is quantized to in
+            training, 1 to 16 bits (see :mod:`dqnet.layers.gradient_bits`); ``None``: it is not.
 
     Raises:
         UserError: for an unknown name, a bad width, a pattern that matches nothing, a split point
@@ -88,11 +91,16 @@ def quantize(
     find_quantizers(quantizer)
     if choice_gradient not in CHOICE_GRADIENTS:
         raise unknown_name("choice_gradient", choice_gradient, CHOICE_GRADIENTS)
+    if gradient_bits not in (None, *range(MIN_BITS, MAX_BITS + 1)):
+        raise UserError(
+            f"gradient_bits {gradient_bits} must be an integer from {MIN_BITS} to {MAX_BITS}, or "
+            "none for gradients as they are"
+        )
     trace, split, plan = make_plan(model, sample_input, rules, plan, shared_until, controller)
 
     norms = _norms_to_fold(model, sample_input, plan, quantizer, fold_batch_norm)
 
-    how = Quantization(quantizer, options, width_affine)
+    how = Quantization(quantizer, options, width_affine, gradient_bits)
     swaps = {
         model.get_submodule(layer.name): _quantized(
             model.get_submodule(layer.name), layer.precisions, how, trace.layers[layer.name].signed
@@ -232,6 +240,7 @@ def _quantized(
     layer = form.from_float(
         module, precisions, how.quantizer, signed, how.options, how.width_affine
     )
+    layer.gradient_bits = how.gradient_bits
     # Not copies, so that their handles still remove them.
     hooks = {k: v for k, v in vars(module).items() if "_hook" in k and "state_dict" not in k}
     vars(layer).update(hooks)

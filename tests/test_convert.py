@@ -642,6 +642,8 @@ def test_a_sample_that_the_model_does_not_take_is_refused(sample, message):
         ({"quantizer": None}, "quantizer None is neither a name"),
         ({"shared_until": nn.ReLU()}, "shared_until is a ReLU; give the module's name"),
         ({"choice_gradient": None}, "unknown choice_gradient None"),
+        ({"gradient_bits": 0}, "gradient_bits 0 must be an integer from 1 to 16, or none"),
+        ({"gradient_bits": 2.5}, r"gradient_bits 2\.5 must be an integer"),
         ({"widths": (3,), "static_width": 5}, r"static_width 5 does nothing with widths \(3,\)"),
     ],
 )

@@ -12,6 +12,7 @@ from dqnet.errors import UserError
 from dqnet.formats import Precision, as_written, distinct, parse_precisions
 from dqnet.layers.following_norm import FollowingNorm
 from dqnet.layers.geometry import Geometry
+from dqnet.layers.gradient_bits import quantize_gradient
 from dqnet.layers.input_codes import InputCodes
 from dqnet.layers.routed import Pass, routed
 from dqnet.layers.router import Column, Router
@@ -32,11 +33,14 @@ class Quantization:
         options: the quantizers' own arguments; a pair where the two differ.
         width_affine: whether each precision scales and shifts its output by values of its own,
             which are learned (see :mod:`dqnet.layers.width_affine`). Nothing with one precision.
+        gradient_bits: what the gradient to the output is quantized to in training (see
+            :mod:`dqnet.layers.gradient_bits`); ``None``: it is not.
     """
 
     quantizer: Method = "dorefa"
     options: Options = None
     width_affine: bool = False
+    gradient_bits: int | None = None
 
 
 class QuantLayer(nn.Module):
@@ -51,6 +55,7 @@ class QuantLayer(nn.Module):
         geometry: how weight and input are multiplied.
         affine: scale and shift of each precision; ``None`` without.
         following: the batch norm whose scale is quantized with the weight; ``None``: without.
+        gradient_bits: as of :class:`Quantization`.
         router, column: where a converted model's layer finds its choice.
         unquantized: whether the layer runs in full precision meanwhile.
         calibrating: whether it does, and its input's quantizer observes.
@@ -80,6 +85,7 @@ class QuantLayer(nn.Module):
             WidthAffine(len(self.precisions), outputs) if how.width_affine and several else None
         )
         self.following: FollowingNorm | None = None
+        self.gradient_bits = how.gradient_bits
         self.router: Router | None = None
         self.column: int | None = None
         self.unquantized = False
@@ -184,6 +190,12 @@ class QuantLayer(nn.Module):
             self.observe(x)
         if self.calibrating or self.unquantized:
             return self.geometry.forward(self.geometry.repeat(x), self.weight, self.bias)
+        y = self._run_quantized(x, choice, grouped)
+        if self.gradient_bits is None or not self.training:
+            return y
+        return quantize_gradient(y, self.gradient_bits)
+
+    def _run_quantized(self, x: Tensor, choice: Tensor | None, grouped: bool) -> Tensor:
         if grouped and (len(self.precisions) > 1 or tracer() is None):
             return self._run_groups(x, choice)
         scale = self.norm_scale(x)

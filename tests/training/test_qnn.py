@@ -25,7 +25,21 @@ def test_a_network_learns_from_scratch(run, width):
     assert any((weight.abs() == 1).any() for weight in weights)  # some were clipped
 
 
-def test_a_run_that_is_cut_off_between_two_clips_ends_like_one_that_is_not(run, tmp_path):
-    settings = (*SCRATCH, "quant.widths=[1]", "trainer.epochs=2", "trainer.checkpoint_steps=3")
+def test_gradients_of_six_bits_train_a_network_and_change_what_it_learns(run):
+    settings = (*SCRATCH, "quant.widths=[w1a2]", "trainer.epochs=10")
+    rounded, plain = run(*settings, "quant.gradient_bits=6"), run(*settings)
+    assert rounded.summary["top1"] >= 50
+    assert rounded.metrics[0]["train_loss"] != plain.metrics[0]["train_loss"]
+
+
+def test_a_run_that_is_cut_off_ends_like_one_that_is_not(run, tmp_path):
+    """Between two clips, and with gradients that are rounded at random."""
+    settings = (
+        *SCRATCH,
+        "quant.widths=[1]",
+        "quant.gradient_bits=6",
+        "trainer.epochs=2",
+        "trainer.checkpoint_steps=3",
+    )
     cut_off(run, 14, *settings, folder=tmp_path / "run")
     assert_same_run(run(*settings, folder=tmp_path / "run"), run(*settings))

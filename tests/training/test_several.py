@@ -23,6 +23,7 @@ FORMS = {
     ],
     "float": ["quant=none"],
     "static": ["quant=lsq", "quant.widths=[3]"],
+    "gradients of 6 bits": ["quant.gradient_bits=6"],
 }
 
 

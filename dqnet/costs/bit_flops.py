@@ -5,16 +5,40 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dqnet.costs.base import cost_model
+from dqnet.errors import UserError
 from dqnet.formats import FULL_PRECISION_BITS, Precision
+from dqnet.layers.digits import digit_count
 from dqnet.plan import LayerPlan
 
 
 @cost_model("bit_flops")
 @dataclass(frozen=True)
 class BitFlops:
-    """A layer in full precision counts as one of 32 × 32 bits."""
+    """A layer in full precision counts as one of 32 × 32 bits.
+
+    Attributes:
+        hardware_bits: Q of hardware that multiplies Q × Q bits: wider numbers go through it digit
+            by digit (:mod:`dqnet.layers.digits`), and a part of a digit costs as much as a whole
+            one. ``None``: hardware that takes every number as wide as it is, which costs the same
+            wherever Q divides the bits.
+    """
+
+    hardware_bits: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.hardware_bits is not None and self.hardware_bits < 1:
+            raise UserError(f"hardware_bits {self.hardware_bits} must be at least 1, or none")
 
     def layer(self, layer: LayerPlan, precision: Precision | None) -> int:
         """Bit-FLOPs of one image."""
-        bits = FULL_PRECISION_BITS**2 if precision is None else precision.bit_product
-        return layer.macs * bits
+        if precision is None:
+            return layer.macs * FULL_PRECISION_BITS**2
+        if self.hardware_bits is None:
+            return layer.macs * precision.bit_product
+        return layer.macs * self.passes(precision) * self.hardware_bits**2
+
+    def passes(self, precision: Precision) -> int:
+        """How often a multiply-accumulate goes through hardware of ``hardware_bits``."""
+        pair = precision.weight.bits, precision.input.bits
+        weight, own = (digit_count(bits, self.hardware_bits) for bits in pair)
+        return weight * own

@@ -9,9 +9,12 @@ from torch import nn
 
 import dqnet
 from dqnet.costs import cost_table
+from dqnet.costs.bit_flops import BitFlops
 from dqnet.costs.controller import controller_cost
 from dqnet.costs.network import check_target, following_macs, reachable_bits
 from dqnet.costs.width import mean_width
+from dqnet.formats import Precision
+from dqnet.plan import LayerPlan
 
 # name: (channels in, channels out, kernel, output height = width), in execution order
 RESNET20 = {
@@ -261,3 +264,41 @@ def test_a_cost_that_was_first_asked_for_in_inference_mode_can_be_trained_with()
     routing = torch.full(shape, 1 / 3, requires_grad=True)
     dqnet.bit_flops(model, routing).sum().backward()
     assert torch.equal(routing.grad[0].double(), cost_table(model).float().double())
+
+
+@pytest.mark.parametrize(
+    ("hardware", "precision", "bit_products"),
+    [
+        (None, "w2a8", 16),
+        (1, "w2a8", 16),
+        (2, "w2a8", 16),  # ⌈8/2⌉ passes of 2 × 2
+        (4, "w4a8", 32),
+        (3, "w3a8", 27),  # ⌈8/3⌉ passes of 3 × 3, one of them for two bits alone
+        (4, "w2a8", 32),  # 2-bit weights on 4-bit hardware are no cheaper than 4-bit ones
+        (8, "w2a8", 64),
+        (2, "3", 16),
+    ],
+)
+def test_hardware_of_few_bits_takes_wider_numbers_digit_by_digit(hardware, precision, bit_products):
+    by = BitFlops(hardware)
+    layer = LayerPlan("conv1", "static", macs=1000)
+    assert by.layer(layer, Precision.parse(precision)) == 1000 * bit_products
+    assert by.layer(layer, None) == 1000 * 32 * 32
+
+
+def test_a_network_is_priced_on_hardware_of_few_bits():
+    """The first convolution reads 8-bit pixels and has weights of as many bits as the rest."""
+    net = timm.create_model("resnet20_cifar")
+    rules = {"conv1": "w3a8", "linear": "full"}
+    model = dqnet.quantize(net, torch.zeros(1, 3, 32, 32), (3,), layers=rules)
+    nothing = torch.zeros(1, 0, 1)
+    rest = sum(MACS.values()) - MACS["conv1"] - MACS["linear"]
+    plain = dqnet.cost(model, nothing).item()
+    on_hardware = dqnet.cost(model, nothing, by=BitFlops(hardware_bits=3)).item()
+    assert plain == 9 * rest + 24 * MACS["conv1"]
+    assert on_hardware == 9 * rest + 27 * MACS["conv1"]
+
+
+def test_hardware_without_bits_is_refused():
+    with pytest.raises(dqnet.UserError, match="hardware_bits 0 must be at least 1"):
+        BitFlops(hardware_bits=0)

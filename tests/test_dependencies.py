@@ -29,6 +29,7 @@ ORDER = [
     "measurement",
     "training",
     "evaluation",
+    "export",
     "report",
     "sweep",
     "cli",

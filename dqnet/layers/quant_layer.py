@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dqnet.errors import UserError
-from dqnet.formats import Precision, as_written, distinct, parse_precisions
+from dqnet.formats import Format, Precision, as_written, distinct, parse_precisions
 from dqnet.layers.following_norm import FollowingNorm
 from dqnet.layers.geometry import Geometry
 from dqnet.layers.gradient_bits import quantize_gradient
@@ -20,7 +20,7 @@ from dqnet.layers.weight_cache import WeightCache
 from dqnet.layers.width_affine import WidthAffine
 from dqnet.layers.width_groups import WidthGroups
 from dqnet.processes import gathered
-from dqnet.quantizers import Method, Options, Quantizer, build_quantizers
+from dqnet.quantizers import Codes, Method, Options, Quantizer, build_quantizers
 from dqnet.recording import captured, refuse_recording, refuse_scripting, tracer
 
 
@@ -174,6 +174,18 @@ class QuantLayer(nn.Module):
             divisor = scale.masked_fill(zero, 1)
             different = tuple(self.weight.where(zero, own / divisor) for own in different)
         return tuple(different[i] for i in self._weight_index)
+
+    def encoded_weights(self) -> tuple[tuple[Format, Codes], ...]:
+        """The weight in every different format among the K precisions, as codes.
+
+        Raises:
+            UserError: if the weight's quantizer has none, or waits for data.
+        """
+        quantizer = self.weight_quantizer
+        if not quantizer.ready:
+            raise UserError("the weight's quantizer has no range yet: run dqnet.calibrate first")
+        weight = self.weight_to_quantize()
+        return tuple((own, quantizer.encode(weight, k)) for k, own in enumerate(quantizer.formats))
 
     def quantized_input(self, x: Tensor, k: int = 0) -> Tensor:
         """The input ``[N, ...]`` at precision k, differentiable."""

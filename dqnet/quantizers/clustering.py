@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.cluster import KMeans
-from threadpoolctl import threadpool_limits
 
 from dqnet.errors import UserError, unknown_name
 
@@ -27,6 +25,9 @@ def cluster(values: np.ndarray, count: int, init: str, seed: int) -> np.ndarray:
     Raises:
         UserError: if there are more clusters than values.
     """
+    from sklearn.cluster import KMeans  # a second, spared where nothing is clustered
+    from threadpoolctl import threadpool_limits
+
     if count > len(values):
         raise UserError(
             f"a codebook of {count} values is larger than the tensor, which has {len(values)}: "

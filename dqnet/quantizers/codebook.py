@@ -18,6 +18,7 @@ from dqnet.formats import Format
 from dqnet.quantizers.base import Quantizer
 from dqnet.quantizers.clustering import check_init, cluster
 from dqnet.quantizers.codes import Codes
+from dqnet.quantizers.granularity import memory_format_of
 from dqnet.quantizers.half import widened
 from dqnet.quantizers.straight_through import straight_through
 from dqnet.quantizers.table import nearest_codes
@@ -113,7 +114,8 @@ class CodebookWeight(Codebook, name="codebook", of="weight"):
         return widened(self.table[self._slices[k]])
 
     def forward(self, x: Tensor, k: int) -> Tensor:
-        return self.values(k)[self.codes(x, k)].to(x.dtype)
+        values = self.values(k)[self.codes(x, k)].to(x.dtype)
+        return values.contiguous(memory_format=memory_format_of(x))
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
@@ -140,6 +142,7 @@ class CodebookInput(Codebook, name="codebook", of="input"):
             wide, table = widened(x), self.values(k)
             quantized = table[self.codes(x, k)]
             quantized = torch.where(wide.isnan(), wide, quantized).to(x.dtype)
+            quantized = quantized.contiguous(memory_format=memory_format_of(x))
             inside = (wide >= table[0]) & (wide <= table[-1])
         return straight_through(x, quantized, inside)
 

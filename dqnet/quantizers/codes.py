@@ -29,6 +29,11 @@ class Codes:
     table: Tensor | None = None
     block: int | None = None
 
+    def cpu(self) -> Codes:
+        """The same on the CPU."""
+        parts = (self.codes, self.scale, self.zero_point, self.table)
+        return Codes(*(None if part is None else part.cpu() for part in parts), self.block)
+
     def values(self) -> Tensor:
         """Δ · (code − zero point), or Δ · table[code], in the type of the scale."""
         scale = self.scale

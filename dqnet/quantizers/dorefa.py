@@ -34,7 +34,8 @@ class _RoundScaled(torch.autograd.Function):
     """2 · Q(tanh w / (2 · max|tanh w|) + ½) − 1 at several widths (eq. 9).
 
     Everything before the rounding is the same for every width and computed once. Passes over
-    memory are what it costs, so constants ride along in additions, and only w is kept.
+    memory are what it costs, and only w is kept. Behind the rounding stands what integer codes
+    mean, (code − z) · Δ with z = (2ᵇ − 1)/2, whose one rounding is the same on every device.
     """
 
     @staticmethod
@@ -42,12 +43,11 @@ class _RoundScaled(torch.autograd.Function):
         ctx.save_for_backward(weight)
         squashed = weight.tanh()
         unit = squashed.div_(2 * _largest(squashed)).add_(0.5)
-        minus_one = weight.new_tensor(-1)
         quantized = []
         for width in widths:
             levels = 2**width - 1
             codes = (unit * levels).round_()
-            quantized.append(torch.add(minus_one, codes, alpha=2 / levels, out=codes))
+            quantized.append(codes.sub_(levels / 2).mul_(2 / levels))
         return tuple(quantized)
 
     @staticmethod
@@ -148,8 +148,11 @@ class DoReFaWeight(Quantizer, name="dorefa", of="weight"):
     def encode(self, x: Tensor, k: int) -> Codes:
         levels = 2 ** self.formats[k].bits - 1
         quantized = widened(self(x, k))
-        top = widened(x).abs().mean() if levels == 1 else torch.ones_like(quantized.flatten()[0])
-        return evenly_spaced(quantized, -top, 2 * top / levels, levels)
+        top = 1.0 if levels > 1 else widened(x).abs().mean().item()
+        scale = quantized.new_tensor(2 * top / levels)
+        zero_point = scale.new_tensor(levels / 2)
+        codes = (quantized / scale + zero_point).round().clamp(0, levels)
+        return Codes(codes.to(torch.int32), scale, zero_point)
 
     def all_formats(self, x: Tensor) -> tuple[Tensor, ...]:
         wide, widths = widened(x), tuple(f.bits for f in self.formats)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -39,11 +40,18 @@ class Granularity:
         return F.pad(weight.flatten(), (0, -weight.numel() % self.block)).view(-1, self.block)
 
     def restored(self, rows: Tensor, weight: Tensor) -> Tensor:
-        """Rows in the shape of the weight that they are of."""
-        return rows.flatten()[: weight.numel()].view(weight.shape)
+        """Rows in the shape and the memory format of the weight that they are of."""
+        values = rows.flatten()[: weight.numel()].view(weight.shape)
+        return values.contiguous(memory_format=memory_format_of(weight))
 
     def scale_shape(self, weight: Tensor) -> tuple[int, ...]:
         """Of the scales ``[R]`` in :class:`~dqnet.quantizers.codes.Codes`."""
         if self.name == "per_channel":
             return (-1, *[1] * (weight.dim() - 1))
         return () if self.block is None else (-1,)
+
+
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """The memory format that convolutions expect what became of ``x`` in."""
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format

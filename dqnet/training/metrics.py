@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from dqnet.costs.controller import controller_cost
+from dqnet.costs.size import weight_bytes
 from dqnet.formats import FULL_PRECISION_BITS
 from dqnet.measurement import Evaluation
 from dqnet.network import QuantizedModel
@@ -51,7 +52,7 @@ def summarize(
     image_shape: tuple[int, int, int],
 ) -> dict[str, Any]:
     """The figures of ``summary.json`` and ``eval.json`` that follow from a model's evaluation."""
-    figures = evaluation.metrics | {"target_bit_flops": target}
+    figures = evaluation.metrics | {"target_bit_flops": target, "weight_bytes": weight_bytes(model)}
     if isinstance(model, QuantizedModel):
         cost = controller_cost(model)
         return figures | {

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from dqnet.data.splits import lines_of_left_out
 from dqnet.formats import Precision
-from dqnet.units import MEGA
+from dqnet.units import KILO, MEGA
 
 #: characters of a layer's bar, and one shade for each width, the cheapest lightest
 BAR, SHADES = 20, "░▒▓█"
@@ -37,6 +37,8 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
         table.add_row("standard deviation", MEGA.show(summary["bit_flops_std"], ".3f"))
         table.add_row("with full-precision layers", MEGA.show(summary["bit_flops_total"], ".3f"))
         table.add_row("mean width", f"{summary['mean_width']:.3f} bits")
+    if summary.get("weight_bytes") is not None:  # older summaries lack it
+        table.add_row("packed network", f"{KILO.show(summary['weight_bytes'], '.1f')}B")
     if summary["width_counts"]:
         table.add_row("different routings", f"{summary['distinct_routings']}")
         params, macs = summary["controller_params"], summary["controller_macs"]

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 #: DESIGN's order, with what DESIGN does not name: ``measurement``, the pass over labelled images
 #: that the loop makes after every epoch and that an evaluation builds on, is below both.
 ORDER = [
-    "errors units circumstances overrides standard_output config processes recording",
+    "errors units circumstances overrides standard_output config ranges processes recording",
     "formats",
     "quantizers",
     "layers",

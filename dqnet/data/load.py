@@ -12,7 +12,7 @@ from typing import get_type_hints
 import torch
 from torch import Tensor
 
-from dqnet.config import DataConfig, check_ranges
+from dqnet.config import DataConfig
 from dqnet.data.array_loader import ArrayLoader
 from dqnet.data.file_loader import FileLoader
 from dqnet.data.loader import Loader, Loaders
@@ -20,6 +20,7 @@ from dqnet.data.order import BatchOrder
 from dqnet.data.splits import ImageArray, Part, Splits, stratified_split
 from dqnet.errors import UserError, unknown_name
 from dqnet.processes import local_main_first
+from dqnet.ranges import check_ranges
 
 DAMAGED = ("stop", "skip")
 #: training images to calibrate on where no validation part was kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +92,9 @@ class QuantLayer(nn.Module):
         self.unquantized = False
         self.calibrating = False
         self._weights = WeightCache()
-        self._behind = False  # whether the weight may have changed since its quantizer followed it
+        # Whether the weight may have changed since its quantizer followed it: by a step, or in a
+        # copy that averages. Rounded weights, once loaded, keep their grid.
+        self._behind = True
         if weight_quantizer.keeps_weight:
             self.weight.requires_grad_(False)
         self.to(self.weight)  # device= and dtype= are of all parameters
@@ -107,11 +110,15 @@ class QuantLayer(nn.Module):
     def train(self, mode: bool = True) -> QuantLayer:
         """As of any module; quantized weights that evaluation has kept are dropped."""
         self._weights.clear()
-        if self._behind and not mode:
+        if self.training and not mode and self._behind and self.weight_quantizer.ready:
             with torch.no_grad():
-                self.weight_quantizer.follow(self.weight_to_quantize())  # the last step's
+                self.weight_quantizer.follow(self.weight_to_quantize())
             self._behind = False
         return super().train(mode)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._behind = False
 
     def observe(self, x: Tensor) -> None:
         """Shows the input of a calibration batch to the input's quantizer."""

@@ -20,7 +20,8 @@ from dqnet.layers import QuantLayer
 from dqnet.network import QuantizedModel
 from dqnet.post_training.in_order import in_order
 from dqnet.post_training.patches import sampled_patches
-from dqnet.quantizers.affine import Affine, Grid
+from dqnet.quantizers.affine import Affine
+from dqnet.quantizers.grid import Grid
 
 #: stretch of the sigmoid, eq. 23
 ZETA, GAMMA = 1.1, -0.1

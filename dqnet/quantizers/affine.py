@@ -9,7 +9,6 @@ that padding is: Jacob et al. 2018, https://arxiv.org/abs/1712.05877, section 3.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,103 +17,13 @@ from dqnet.errors import UserError, unknown_name
 from dqnet.formats import MAX_BITS, Format
 from dqnet.quantizers.base import Quantizer
 from dqnet.quantizers.codes import Codes
+from dqnet.quantizers.grid import FakeQuantize, Grid, affine_grid, centered_codes, inside
 from dqnet.quantizers.half import widened
 from dqnet.quantizers.observers import OBSERVERS, Observer, observer_factory
 from dqnet.quantizers.observers.base import Quantize
 
 GRANULARITIES = ("per_tensor", "per_channel")
 ROUNDINGS = ("nearest", "stochastic")
-
-
-class Grid(NamedTuple):
-    """The evenly spaced values Δ · (code − z), code from ``bottom`` to ``top``.
-
-    Attributes:
-        scale: Δ, above 0; of any shape that broadcasts against what is quantized.
-        zero_point: z, whole, of the same shape.
-    """
-
-    scale: Tensor
-    zero_point: Tensor
-    bottom: int
-    top: int
-
-
-def affine_grid(low: Tensor, high: Tensor, bits: int) -> Grid:
-    """Codes 0 … 2ᵇ − 1 for the range from ``low`` ≤ 0 to ``high`` ≥ 0; zero has a code."""
-    top = 2**bits - 1
-    scale = _scale(high - low, top)
-    return Grid(scale, (-low / scale).round().clamp(0, top), 0, top)
-
-
-def symmetric_grid(low: Tensor, high: Tensor, bits: int, signed: bool, narrow: bool) -> Grid:
-    """Zero points of 0: codes −2ᵇ⁻¹ … 2ᵇ⁻¹ − 1, or 0 … 2ᵇ − 1 if not ``signed``.
-
-    Args:
-        narrow: leave out the lowest code, so that there are as many on either side of zero.
-    """
-    top = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
-    bottom = (-top if narrow else -top - 1) if signed else 0
-    scale = _scale(high.maximum(-low) if signed else high, top)
-    return Grid(scale, torch.zeros_like(scale), bottom, top)
-
-
-def _scale(length: Tensor, steps: int) -> Tensor:
-    """length / steps; 1 for a range of nothing but zero, which any scale represents."""
-    scale = length / steps
-    return torch.where(scale > torch.finfo(scale.dtype).tiny, scale, torch.ones_like(scale))
-
-
-def _centered_codes(x: Tensor, grid: Grid, stochastic: bool, out: Tensor | None = None) -> Tensor:
-    """code − zero point, so that it is zero where x is."""
-    codes = torch.div(x, grid.scale, out=out)
-    if stochastic:
-        codes.add_(torch.rand_like(codes)).floor_()
-    else:
-        codes.round_()
-    low, high = grid.bottom - grid.zero_point, grid.top - grid.zero_point
-    return torch.clamp(codes, low, high, out=codes)
-
-
-class _FakeQuantize(torch.autograd.Function):
-    """Quantized values; the gradient is passed on where x is not clipped (eq. 11)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, grid: Grid, stochastic: bool) -> Tensor:
-        ctx.save_for_backward(x, grid.scale, grid.zero_point)
-        ctx.ends = grid.bottom, grid.top
-        return _centered_codes(x, grid, stochastic).mul_(grid.scale)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        x, scale, zero_point = ctx.saved_tensors
-        return grad * _inside(x, Grid(scale, zero_point, *ctx.ends)), None, None
-
-
-def _inside(x: Tensor, grid: Grid) -> Tensor:
-    """Where x is nearest to one of the grid's values without being clipped."""
-    low = (grid.bottom - grid.zero_point - 0.5) * grid.scale
-    high = (grid.top - grid.zero_point + 0.5) * grid.scale
-    return (x >= low) & (x <= high)
-
-
-def affine(
-    x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, stochastic: bool = False
-) -> Tensor:
-    """Δ · (clip(round(x/Δ) + z, 0, 2ᵇ − 1) − z).
-
-    Args:
-        x: any shape.
-        scale: Δ, above 0, broadcasts against ``x``.
-        zero_point: z, whole numbers in 0 … 2ᵇ − 1, likewise.
-        bits: b, 2 to 16.
-        stochastic: round(v) = ⌊v + u⌋ with u uniform in [0, 1), whose mean is v.
-
-    Returns:
-        A tensor of the shape of ``x``; its gradient is that of the clip.
-    """
-    grid = Grid(widened(scale), widened(zero_point), 0, 2**bits - 1)
-    return _FakeQuantize.apply(widened(x), grid, stochastic).to(x.dtype)
 
 
 class Affine(Quantizer):
@@ -174,12 +83,12 @@ class Affine(Quantizer):
 
     def forward(self, x: Tensor, k: int) -> Tensor:
         stochastic = self._stochastic and self.training
-        return _FakeQuantize.apply(widened(x), self.grid(x, k), stochastic).to(x.dtype)
+        return FakeQuantize.apply(widened(x), self.grid(x, k), stochastic).to(x.dtype)
 
     @torch.no_grad()
     def encode(self, x: Tensor, k: int) -> Codes:
         grid = self.grid(x, k)
-        codes = _centered_codes(widened(x), grid, False) + grid.zero_point
+        codes = centered_codes(widened(x), grid, False) + grid.zero_point
         return Codes(codes.to(torch.int32), grid.scale, grid.zero_point)
 
     @torch.no_grad()
@@ -205,7 +114,7 @@ class Affine(Quantizer):
     def _quantize_as(self, k: int) -> Quantize:
         def quantize(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
             grid = self.make_grid(low[:, None], high[:, None], k, bool((low < 0).any()))
-            return _centered_codes(values, grid, False).mul_(grid.scale)
+            return centered_codes(values, grid, False).mul_(grid.scale)
 
         return quantize
 
@@ -311,10 +220,10 @@ class AffineInput(Affine, name="affine", of="input"):
     @torch.no_grad()
     def codes_into(self, x: Tensor, k: int, out: Tensor) -> Tensor:
         grid = self.grid(x, k)
-        _centered_codes(x, grid, self._stochastic and self.training, out)
+        centered_codes(x, grid, self._stochastic and self.training, out)
         return grid.scale
 
     @torch.no_grad()
     def input_gradients(self, grad: Tensor, x: Tensor, k: int, out: Tensor) -> list[Tensor]:
-        torch.mul(grad, _inside(x, self.grid(x, k)), out=out)
+        torch.mul(grad, inside(x, self.grid(x, k)), out=out)
         return []

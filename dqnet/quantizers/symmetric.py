@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from dqnet.formats import Format
-from dqnet.quantizers.affine import AffineInput, AffineWeight, Grid, symmetric_grid
+from dqnet.quantizers.affine import AffineInput, AffineWeight
+from dqnet.quantizers.grid import Grid, symmetric_grid
 
 
 class SymmetricWeight(AffineWeight, name="symmetric", of="weight"):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dqnet.config import LossConfig, check_ranges
+from dqnet.config import LossConfig
 from dqnet.costs import bit_flops
 from dqnet.costs.network import check_target, default_target_bits
 from dqnet.costs.width import mean_width
 from dqnet.errors import unknown_name
 from dqnet.losses import bit_flops_penalty, distillation, mean_width_penalty, mutual_information
 from dqnet.network import QuantizedModel, ScoredOutput
+from dqnet.ranges import check_ranges
 
 PENALTIES = ("bit_flops", "mean_width")
 

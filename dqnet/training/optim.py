@@ -12,9 +12,10 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-from dqnet.config import OptimConfig, check_ranges
+from dqnet.config import OptimConfig
 from dqnet.errors import UserError, unknown_name
 from dqnet.quantizers import Quantizer
+from dqnet.ranges import check_ranges
 from dqnet.state_dicts import added_by_conversion
 
 #: timm's prefix: slow weights that follow an optimizer's

@@ -16,11 +16,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from dqnet.calibration import calibrate
-from dqnet.config import TrainConfig, check_ranges
+from dqnet.config import TrainConfig
 from dqnet.data import load_data, loaders
 from dqnet.measurement import Evaluation, evaluate
 from dqnet.network import QuantizedModel
 from dqnet.processes import broadcast_buffers, from_main, is_main
+from dqnet.ranges import check_ranges
 from dqnet.runtime.devices import Device
 from dqnet.runtime.files import read_json, remove, remove_unfinished, write_json, write_text
 from dqnet.runtime.stop import Stopped, stop_request

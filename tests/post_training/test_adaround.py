@@ -15,7 +15,7 @@ from dqnet.layers import QuantConv2d, QuantLinear
 from dqnet.post_training import adaround
 from dqnet.post_training.adaround import Moments, round_weight
 from dqnet.post_training.patches import sampled_patches
-from dqnet.quantizers.affine import affine_grid
+from dqnet.quantizers.grid import affine_grid
 
 
 def correlated(rows, size, seed=0):

@@ -8,7 +8,8 @@ import torch
 
 from dqnet.errors import UserError
 from dqnet.formats import Format
-from dqnet.quantizers.affine import AffineInput, AffineWeight, affine, affine_grid
+from dqnet.quantizers.affine import AffineInput, AffineWeight
+from dqnet.quantizers.grid import affine, affine_grid
 from dqnet.quantizers.symmetric import SymmetricInput, SymmetricWeight
 
 WIDTHS = [2, 3, 4, 8, 12, 16]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from benchmarks.dynamic import gradient_error, networks
+from benchmarks.formats import METHODS, format_of, relative_error
 
 
 def test_the_textbook_network_answers_like_the_dynamic_one():
@@ -18,3 +20,13 @@ def test_the_textbook_network_answers_like_the_dynamic_one():
 
 def test_its_gradients_are_those_of_the_dynamic_network():
     assert gradient_error(torch.float64) < 1e-10
+
+
+def test_the_error_of_a_format_is_that_of_its_cast():
+    weight = torch.randn(4, 40, generator=torch.Generator().manual_seed(0))
+    scale = weight.abs().amax(1, keepdim=True) / 448
+    cast = (weight / scale).to(torch.float8_e4m3fn).float() * scale
+    expected = (cast - weight).square().sum() / weight.square().sum()
+    error = relative_error(weight, "small float, more mantissa", 8)
+    assert error == pytest.approx(expected.item(), rel=1e-5)
+    assert {str(format_of(row, 4)) for row in METHODS} == {"4", "e2m1", "e3m0"}

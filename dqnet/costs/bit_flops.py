@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dqnet.costs.base import cost_model
 from dqnet.errors import UserError
 from dqnet.formats import FULL_PRECISION_BITS, Precision
-from dqnet.layers.digits import digit_count
+from dqnet.layers.input_digits import digit_count
 from dqnet.plan import LayerPlan
 
 
@@ -18,9 +18,9 @@ class BitFlops:
 
     Attributes:
         hardware_bits: Q of hardware that multiplies Q × Q bits: wider numbers go through it digit
-            by digit (:mod:`dqnet.layers.digits`), and a part of a digit costs as much as a whole
-            one. ``None``: hardware that takes every number as wide as it is, which costs the same
-            wherever Q divides the bits.
+            by digit (:mod:`dqnet.layers.input_digits`), and a part of a digit costs as much as a
+            whole one. ``None``: hardware that takes every number as wide as it is, which costs the
+            same wherever Q divides the bits.
     """
 
     hardware_bits: int | None = None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dqnet.errors import UserError, unknown_name
-from dqnet.formats import Format
+from dqnet.formats import MAX_BITS, Format
 from dqnet.quantizers.base import Quantizer
 from dqnet.quantizers.codes import Codes
 from dqnet.quantizers.half import widened
@@ -81,6 +81,8 @@ class FixedPoint(Quantizer):
             the network and one for all inputs of its layers.
     """
 
+    storage = range(2, MAX_BITS + 1)
+
     def __init__(
         self,
         formats: Sequence[Format],
@@ -90,8 +92,6 @@ class FixedPoint(Quantizer):
         rescaling: str = "layerwise",
     ) -> None:
         super().__init__(formats, signed=signed, channels=channels)
-        if any(own.bits < 2 for own in self.formats):
-            raise UserError("fixed_point has at least 2 bits, not 1")
         if rescaling not in RESCALINGS:
             raise unknown_name("rescaling", rescaling, RESCALINGS)
         self._uniform = rescaling == "uniform"

@@ -98,6 +98,8 @@ class QNN(Quantizer):
 class QNNWeight(QNN, name="qnn", of="weight"):
     """Weights, of which the real-valued ones stay in [−1, 1]."""
 
+    rescales = True
+
     @torch.no_grad()
     def follow(self, x: Tensor) -> None:
         x.clamp_(-1, 1)  # what the optimizer's step has left, before it is used

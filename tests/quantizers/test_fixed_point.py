@@ -205,5 +205,5 @@ def test_a_static_layer_is_the_convolution_of_the_formulas():
 def test_bad_settings_are_refused():
     with pytest.raises(UserError, match=r"unknown rescaling 'layer_wise'.*'layerwise'"):
         FixedPointWeight([Format(4)], rescaling="layer_wise")
-    with pytest.raises(UserError, match="at least 2 bits, not 1"):
+    with pytest.raises(UserError, match="at least 2 bits and at most 16, not 1"):
         FixedPointWeight([Format(1)])

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from formats import ALL_WIDTHS, spread_values
 from torch import nn
 
+import dqnet
+from dqnet.errors import UserError
 from dqnet.formats import Format
 from dqnet.layers import QuantConv2d, QuantLinear
 from dqnet.quantizers import build_quantizers
@@ -136,3 +139,9 @@ def test_a_static_layer_is_the_convolution_of_the_formulas(pair):
     )
     expected = F.conv2d(inputs, weight, conv.bias, padding=1)
     torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_norms_cannot_be_folded_into_weights_that_are_clipped():
+    net = timm.create_model("resnet20_cifar")
+    with pytest.raises(UserError, match="QNNWeight brings every weight to a scale of its own"):
+        dqnet.quantize(net, torch.zeros(1, 3, 8, 8), (2,), "qnn", fold_batch_norm="corrected")

@@ -10,7 +10,7 @@ from torch import nn
 
 from dqnet.errors import UserError
 from dqnet.layers import QuantConv2d, QuantLinear
-from dqnet.layers.digits import forward_by_digits, split_digits
+from dqnet.layers.input_digits import forward_by_digits, split_digits
 
 PAIRS = [(8, 1), (8, 2), (8, 3), (8, 4), (8, 8), (5, 2), (16, 4), (2, 8)]
 

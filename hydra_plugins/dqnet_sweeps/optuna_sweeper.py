@@ -7,8 +7,10 @@ starts a search anew each time.
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ from hydra_plugins.dqnet_sweeps._resumable import Job, ResumableSweeper
 if TYPE_CHECKING:  # slow to import, and Hydra imports this file at each start
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
+    from optuna.storages import BaseStorage
     from optuna.study import Study
     from optuna.trial import FrozenTrial, Trial
 
@@ -117,7 +120,7 @@ class OptunaSweeper(ResumableSweeper):
         import optuna
 
         study = optuna.create_study(
-            storage=self.storage or f"sqlite:///{self.folder}/study.db",
+            storage=self._storage(),
             study_name="dqnet",
             directions=list(self.objectives.values()),
             sampler=self._sampler(0),
@@ -135,6 +138,15 @@ class OptunaSweeper(ResumableSweeper):
             if list(stored[key].items()) != list(value.items()):
                 raise self._refusal(f"with {key} {stored[key]}, not {value}")
         return study
+
+    def _storage(self) -> BaseStorage | str:
+        """Optuna's database; the folder may have any name, which a URL would give a meaning to."""
+        import optuna
+
+        if self.storage is not None:
+            return self.storage
+        connect = partial(sqlite3.connect, self.folder / "study.db", check_same_thread=False)
+        return optuna.storages.RDBStorage("sqlite:///study.db", engine_kwargs={"creator": connect})
 
     def _refusal(self, what: str) -> UserError:
         advice = "choose another hydra.sweep.dir, or remove that folder"

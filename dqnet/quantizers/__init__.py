@@ -109,10 +109,15 @@ def takes(method: Method, options: Mapping[str, Any]) -> tuple[dict[str, Any], d
 
 
 def _options(cls: type[Quantizer]) -> set[str]:
-    """The names of a class's own options."""
-    parameters = inspect.signature(cls).parameters.values()
-    named = {p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD}
-    return named - {"formats", "signed", "channels"}
+    """The names of a class's own options; ``**options`` are those of the class that it extends."""
+    named: set[str] = set()
+    for base in cls.__mro__[: cls.__mro__.index(Quantizer)]:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base.__init__).parameters.values()
+            named |= {p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD}
+            if all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters):
+                break
+    return named - {"self", "formats", "signed", "channels"}
 
 
 def _check_options(given: Mapping[str, Any], known: set[str], owner: str) -> None:

@@ -9,6 +9,7 @@ that padding is: Jacob et al. 2018, https://arxiv.org/abs/1712.05877, section 3.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +18,12 @@ from dqnet.errors import UserError, unknown_name
 from dqnet.formats import MAX_BITS, Format
 from dqnet.quantizers.base import Quantizer
 from dqnet.quantizers.codes import Codes
+from dqnet.quantizers.granularity import check_of_input
 from dqnet.quantizers.grid import FakeQuantize, Grid, affine_grid, centered_codes, inside
 from dqnet.quantizers.half import widened
 from dqnet.quantizers.observers import OBSERVERS, Observer, observer_factory
 from dqnet.quantizers.observers.base import Quantize
+from dqnet.quantizers.observers.span import span
 
 GRANULARITIES = ("per_tensor", "per_channel")
 ROUNDINGS = ("nearest", "stochastic")
@@ -30,7 +33,7 @@ class Affine(Quantizer):
     """Values spaced evenly over the range that an observer chose.
 
     Args:
-        formats, signed, channels: as of any quantizer; ``signed`` is then found by the observer.
+        formats, options: as of any quantizer; ``signed`` is then found by the observer.
         observer: ``min_max``, ``moving_average``, ``percentile``, ``mse`` or ``kl``; see
             :mod:`dqnet.quantizers.observers`. In training the first two follow what is trained, a
             range of the others stays as it was calibrated.
@@ -47,15 +50,14 @@ class Affine(Quantizer):
         self,
         formats: Sequence[Format],
         *,
-        signed: bool | None,
-        channels: int | None,
         observer: str,
-        momentum: float,
-        percentile: float,
-        rounding: str,
+        momentum: float = 0.99,
+        percentile: float = 99.99,
+        rounding: str = "nearest",
         rows: int = 1,
+        **options: Any,
     ) -> None:
-        super().__init__(formats, signed=signed, channels=channels)
+        super().__init__(formats, **options)
         if rounding not in ROUNDINGS:
             raise unknown_name("rounding", rounding, ROUNDINGS)
         self._new_observer = observer_factory(observer, momentum, percentile)
@@ -124,30 +126,25 @@ class AffineWeight(Affine, name="affine", of="weight"):
 
     Args:
         granularity: ``per_channel`` or ``per_tensor``.
-        formats, signed, channels, observer, momentum, percentile, rounding: as of :class:`Affine`.
+        formats, channels, observer, options: as of :class:`Affine`.
     """
 
     def __init__(
         self,
         formats: Sequence[Format],
         *,
-        signed: bool | None = True,
         channels: int | None = None,
         granularity: str = "per_channel",
         observer: str = "min_max",
-        momentum: float = 0.99,
-        percentile: float = 99.99,
-        rounding: str = "nearest",
+        **options: Any,
     ) -> None:
         if granularity not in GRANULARITIES:
             raise unknown_name("granularity", granularity, GRANULARITIES)
         per_channel = granularity == "per_channel"
         if per_channel and channels is None:
             raise UserError("per_channel needs the number of output channels")
-        super().__init__(
-            formats, signed=signed, channels=channels, observer=observer, momentum=momentum,
-            percentile=percentile, rounding=rounding, rows=channels if per_channel else 1,
-        )  # fmt: skip
+        rows = channels if per_channel else 1
+        super().__init__(formats, channels=channels, observer=observer, rows=rows, **options)
 
     def rows(self, x: Tensor) -> Tensor:
         return x.flatten(1) if self.low.shape[1] > 1 else x.reshape(1, -1)
@@ -164,33 +161,19 @@ class AffineInput(Affine, name="affine", of="input"):
     Args:
         granularity: ``per_tensor``; a range per channel would have to be undone within the sum that
             a convolution takes over channels.
-        formats, signed, channels, observer, momentum, percentile, rounding: as of :class:`Affine`.
+        formats, observer, options: as of :class:`Affine`.
     """
 
     def __init__(
         self,
         formats: Sequence[Format],
         *,
-        signed: bool | None = None,
-        channels: int | None = None,
         granularity: str = "per_tensor",
         observer: str = "moving_average",
-        momentum: float = 0.99,
-        percentile: float = 99.99,
-        rounding: str = "nearest",
+        **options: Any,
     ) -> None:
-        if granularity == "per_channel":
-            raise UserError(
-                "granularity per_channel is of weights; a layer's input has one range: per_tensor"
-            )
-        if granularity != "per_tensor":
-            raise unknown_name("granularity", granularity, GRANULARITIES)
-        super().__init__(
-            formats, signed=signed, channels=channels, observer=observer, momentum=momentum,
-            percentile=percentile, rounding=rounding,
-        )  # fmt: skip
-        self._momentum = momentum
-        self._grows = observer == "min_max"
+        check_of_input(granularity)
+        super().__init__(formats, observer=observer, **options)
 
     def rows(self, x: Tensor) -> Tensor:
         x = x.reshape(1, -1)
@@ -204,16 +187,13 @@ class AffineInput(Affine, name="affine", of="input"):
 
     @torch.no_grad()
     def follow(self, x: Tensor) -> None:
-        rows = self.rows(widened(x.detach())) if self.follows else x[:0]
-        if not rows.numel():
-            return
-        low, high = rows.amin().clamp_max(0), rows.amax().clamp_min(0)
-        if self._grows:
-            self.low.clamp_max_(low)
-            self.high.clamp_min_(high)
-        else:
-            self.low.lerp_(low, 1 - self._momentum)
-            self.high.lerp_(high, 1 - self._momentum)
+        if self.follows and x.numel():
+            # Zero is in every range: in the place of what is not finite it changes none, and which
+            # values those are need not be asked, for which a GPU would be waited for.
+            batch = span(widened(x.detach()).nan_to_num(0.0, 0.0, 0.0).reshape(1, -1))
+            low, high = self._new_observer().merged((self.low, self.high), batch)
+            self.low.copy_(low)
+            self.high.copy_(high)
 
     # Fast path
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ class Codebook(Quantizer):
     """2ᵇ values for each format of b bits, clustered from what was observed.
 
     Args:
-        formats, signed, channels: as of any quantizer.
+        formats, options: as of any quantizer.
         init: where k-means starts: ``linear``, ``density`` or ``random``; the paper finds the first
             one best.
         seed: of the random start.
@@ -45,15 +46,9 @@ class Codebook(Quantizer):
     storage = range(1, 9)
 
     def __init__(
-        self,
-        formats: Sequence[Format],
-        *,
-        signed: bool | None = None,
-        channels: int | None = None,
-        init: str = "linear",
-        seed: int = 0,
+        self, formats: Sequence[Format], *, init: str = "linear", seed: int = 0, **options: Any
     ) -> None:
-        super().__init__(formats, signed=signed, channels=channels)
+        super().__init__(formats, **options)
         check_init(init)
         self._init, self._seed = init, seed
         ends = list(accumulate(2**own.bits for own in self.formats))
@@ -98,16 +93,8 @@ class CodebookWeight(Codebook, name="codebook", of="weight"):
 
     keeps_weight = True
 
-    def __init__(
-        self,
-        formats: Sequence[Format],
-        *,
-        signed: bool | None = True,
-        channels: int | None = None,
-        init: str = "linear",
-        seed: int = 0,
-    ) -> None:
-        super().__init__(formats, signed=signed, channels=channels, init=init, seed=seed)
+    def __init__(self, formats: Sequence[Format], **options: Any) -> None:
+        super().__init__(formats, **options)
         self.table = nn.Parameter(torch.zeros_like(self.centroids))
 
     def values(self, k: int) -> Tensor:

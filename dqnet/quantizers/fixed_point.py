@@ -19,6 +19,7 @@ from dqnet.errors import UserError, unknown_name
 from dqnet.formats import MAX_BITS, Format
 from dqnet.quantizers.base import Quantizer
 from dqnet.quantizers.codes import Codes
+from dqnet.quantizers.grid import FakeQuantize, Grid, centered_codes, inside
 from dqnet.quantizers.half import widened
 
 RESCALINGS = ("layerwise", "uniform")
@@ -32,24 +33,13 @@ def code_range(bits: int, signed: bool) -> tuple[int, int]:
 
 
 def step_of(reach: Tensor | float, bits: int, signed: bool) -> Tensor | float:
-    """From one value to the next; −``reach`` (or 0) is the first, and ``reach`` would be the next
-    after the last."""
+    """From one value to the next, of those from −``reach`` (or 0) to one step below ``reach``."""
     return reach * 2.0 ** (signed - bits)
 
 
-class _FixedPoint(torch.autograd.Function):
-    """The gradient is that of the clip: it is passed on where no code is clipped."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, step: Tensor | float, low: int, high: int) -> Tensor:
-        codes = (x / step).round_()
-        ctx.save_for_backward((codes >= low) & (codes <= high))
-        return codes.clamp_(low, high).mul_(step)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        (inside,) = ctx.saved_tensors
-        return grad * inside, None, None, None
+def fixed_point_grid(reach: Tensor, bits: int, signed: bool) -> Grid:
+    """The values of Q bits, ``reach`` being 2ⁿ; zero has the code 0."""
+    return Grid(step_of(reach, bits, signed), torch.zeros_like(reach), *code_range(bits, signed))
 
 
 def fixed_point(x: Tensor, bits: int, signed: bool = True, reach: Tensor | float = 1.0) -> Tensor:
@@ -64,8 +54,8 @@ def fixed_point(x: Tensor, bits: int, signed: bool = True, reach: Tensor | float
     Returns:
         A tensor of the shape of ``x``; its gradient is that of the clip.
     """
-    step = step_of(reach, bits, signed)
-    return _FixedPoint.apply(widened(x), step, *code_range(bits, signed)).to(x.dtype)
+    grid = fixed_point_grid(torch.as_tensor(reach, device=x.device), bits, signed)
+    return FakeQuantize.apply(widened(x), grid, False).to(x.dtype)
 
 
 class FixedPoint(Quantizer):
@@ -74,7 +64,7 @@ class FixedPoint(Quantizer):
     The largest value is therefore at most 2ⁿ, one step above the last code.
 
     Args:
-        formats, channels: as of any quantizer.
+        formats, options: as of any quantizer.
         signed: an input that is never negative, as behind a ReLU, has no sign bit and thus twice
             as many values; the book's inputs always have one.
         rescaling: ``layerwise``: n of each tensor's own; or ``uniform``: one n for all weights of
@@ -87,11 +77,10 @@ class FixedPoint(Quantizer):
         self,
         formats: Sequence[Format],
         *,
-        signed: bool | None = None,
-        channels: int | None = None,
         rescaling: str = "layerwise",
+        **options: Any,
     ) -> None:
-        super().__init__(formats, signed=signed, channels=channels)
+        super().__init__(formats, **options)
         if rescaling not in RESCALINGS:
             raise unknown_name("rescaling", rescaling, RESCALINGS)
         self._uniform = rescaling == "uniform"
@@ -101,11 +90,14 @@ class FixedPoint(Quantizer):
     def forward(self, x: Tensor, k: int) -> Tensor:
         return fixed_point(x, self.formats[k].bits, self.signed, widened(self.reach))
 
+    def _grid(self, k: int) -> Grid:
+        return fixed_point_grid(widened(self.reach), self.formats[k].bits, self.signed)
+
     @torch.no_grad()
     def encode(self, x: Tensor, k: int) -> Codes:
-        codes = torch.empty_like(widened(x))
-        step = self.codes_into(widened(x), k, codes)
-        return Codes(codes.to(torch.int32), step, torch.zeros_like(step))
+        grid = self._grid(k)
+        codes = centered_codes(widened(x), grid, False)
+        return Codes(codes.to(torch.int32), grid.scale, grid.zero_point)
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
@@ -144,17 +136,13 @@ class FixedPoint(Quantizer):
 
     @torch.no_grad()
     def codes_into(self, x: Tensor, k: int, out: Tensor) -> Tensor:
-        bits = self.formats[k].bits
-        step = step_of(widened(self.reach), bits, self.signed)
-        torch.div(x, step, out=out).round_().clamp_(*code_range(bits, self.signed))
-        return step
+        grid = self._grid(k)
+        centered_codes(x, grid, False, out)
+        return grid.scale
 
     @torch.no_grad()
     def input_gradients(self, grad: Tensor, x: Tensor, k: int, out: Tensor) -> list[Tensor]:
-        bits = self.formats[k].bits
-        low, high = code_range(bits, self.signed)
-        codes = (x / step_of(widened(self.reach), bits, self.signed)).round_()
-        torch.mul(grad, (codes >= low) & (codes <= high), out=out)
+        torch.mul(grad, inside(x, self._grid(k)), out=out)
         return []
 
 

@@ -11,6 +11,16 @@ from dqnet.errors import UserError, unknown_name
 GRANULARITIES = ("per_tensor", "per_channel", "block")
 
 
+def check_of_input(granularity: str) -> None:
+    """Raises UserError for any but ``per_tensor``: a layer's input has one scale."""
+    if granularity in GRANULARITIES and granularity != "per_tensor":
+        raise UserError(
+            f"granularity {granularity} is of weights; a layer's input has one scale: per_tensor"
+        )
+    if granularity != "per_tensor":
+        raise unknown_name("granularity", granularity, ("per_tensor",))
+
+
 class Granularity:
     """A weight as rows that have a scale each.
 

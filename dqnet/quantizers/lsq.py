@@ -101,14 +101,8 @@ def initial_step(mean: Tensor, width: int, signed: bool) -> Tensor:
 class LSQ(Quantizer):
     """A learned step for each format, initialised from mean|v| of what was observed."""
 
-    def __init__(
-        self,
-        formats: Sequence[Format],
-        *,
-        signed: bool | None = None,
-        channels: int | None = None,
-    ) -> None:
-        super().__init__(formats, signed=signed, channels=channels)
+    def __init__(self, formats: Sequence[Format], **options: Any) -> None:
+        super().__init__(formats, **options)
         self.step = nn.Parameter(torch.ones(len(self.formats)))
         self._mean: Tensor | None = None  # of the finite magnitudes seen so far
         self._count = 0

@@ -113,14 +113,8 @@ def least_error_range(
 class LSQPlus(Quantizer, name="lsq_plus", of="input", weights="lsq"):
     """A learned step and offset for each format, initialised from what was observed."""
 
-    def __init__(
-        self,
-        formats: Sequence[Format],
-        *,
-        signed: bool | None = None,
-        channels: int | None = None,
-    ) -> None:
-        super().__init__(formats, signed=signed, channels=channels)
+    def __init__(self, formats: Sequence[Format], **options: Any) -> None:
+        super().__init__(formats, **options)
         self.step = nn.Parameter(torch.ones(len(self.formats)))
         self.offset = nn.Parameter(torch.zeros(len(self.formats)))
         self._histogram: Histogram | None = None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from dqnet.errors import UserError, unknown_name
 from dqnet.formats import Format, Minifloat
 from dqnet.quantizers.base import Quantizer
 from dqnet.quantizers.codes import Codes
+from dqnet.quantizers.granularity import check_of_input
 from dqnet.quantizers.half import widened
 from dqnet.quantizers.scaled_weight import ScaledWeight, absmax_scale
 from dqnet.quantizers.straight_through import straight_through
@@ -75,28 +77,18 @@ class MinifloatWeight(ScaledWeight, name="minifloat", of="weight"):
     """Weights.
 
     Args:
-        formats, signed, channels: as of any quantizer; there is always a sign.
-        granularity: ``per_channel``, ``per_tensor`` or ``block``.
-        block: elements of a block, such as 32.
+        formats, options: as of :class:`~dqnet.quantizers.scaled_weight.ScaledWeight`.
         scaling: ``absmax``: the largest magnitude becomes the largest number; ``none``: no scale,
             larger values saturate.
     """
 
     writes = Minifloat
+    granularity, block = "per_channel", 32
 
     def __init__(
-        self,
-        formats: Sequence[Format],
-        *,
-        signed: bool | None = True,
-        channels: int | None = None,
-        granularity: str = "per_channel",
-        block: int = 32,
-        scaling: str = "absmax",
+        self, formats: Sequence[Format], *, scaling: str = "absmax", **options: Any
     ) -> None:
-        super().__init__(
-            formats, signed=signed, channels=channels, granularity=granularity, block=block
-        )
+        super().__init__(formats, **options)
         if scaling not in SCALINGS:
             raise unknown_name("scaling", scaling, SCALINGS)
         self._scaled = scaling == "absmax"
@@ -120,7 +112,7 @@ class MinifloatInput(Quantizer, name="minifloat", of="input"):
     """Inputs, with one scale, from the largest magnitude that was observed.
 
     Args:
-        formats, signed, channels: as of any quantizer; there is always a sign.
+        formats, signed, options: as of any quantizer; there is always a sign.
         granularity: ``per_tensor``.
         scaling: as of weights.
         momentum: in training that magnitude is a moving average over batches; in [0, 1).
@@ -133,14 +125,13 @@ class MinifloatInput(Quantizer, name="minifloat", of="input"):
         formats: Sequence[Format],
         *,
         signed: bool | None = None,
-        channels: int | None = None,
         granularity: str = "per_tensor",
         scaling: str = "absmax",
         momentum: float = 0.99,
+        **options: Any,
     ) -> None:
-        super().__init__(formats, signed=True, channels=channels)
-        if granularity != "per_tensor":
-            raise UserError(f"granularity {granularity} is of weights; an input has per_tensor")
+        super().__init__(formats, signed=True, **options)
+        check_of_input(granularity)
         if scaling not in SCALINGS:
             raise unknown_name("scaling", scaling, SCALINGS)
         if not 0 <= momentum < 1:

@@ -7,13 +7,11 @@ float32; they are not quantized themselves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from dqnet.formats import Format
 from dqnet.quantizers.scaled_weight import ScaledWeight, absmax_scale
 from dqnet.quantizers.table import nearest_codes
 
@@ -61,26 +59,11 @@ def constructed(bits: int) -> Tensor:
 class NormalFloat(ScaledWeight, name="nf4", of="weight"):
     """Weights, at any number of bits: NF4 is the one of 4.
 
-    Args:
-        formats, signed, channels: as of any quantizer.
-        granularity: ``block``, ``per_channel`` or ``per_tensor``.
-        block: elements of a block.
+    Its options are those of :class:`~dqnet.quantizers.scaled_weight.ScaledWeight`.
     """
 
     storage = range(2, 9)
-
-    def __init__(
-        self,
-        formats: Sequence[Format],
-        *,
-        signed: bool | None = True,
-        channels: int | None = None,
-        granularity: str = "block",
-        block: int = 64,
-    ) -> None:
-        super().__init__(
-            formats, signed=signed, channels=channels, granularity=granularity, block=block
-        )
+    granularity, block = "block", 64
 
     def scale(self, largest: Tensor, k: int) -> Tensor:
         return absmax_scale(largest, 1.0)

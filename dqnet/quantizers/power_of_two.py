@@ -9,12 +9,9 @@ quantized at once instead of in shares.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from dqnet.formats import Format
 from dqnet.quantizers.scaled_weight import ScaledWeight
 from dqnet.quantizers.table import nearest_codes
 
@@ -22,27 +19,12 @@ from dqnet.quantizers.table import nearest_codes
 class PowerOfTwo(ScaledWeight, name="power_of_two", of="weight"):
     """0 and ±2ⁿ, with n from the exponent of the largest downwards.
 
-    Args:
-        formats, signed, channels: as of any quantizer.
-        granularity: ``per_tensor`` as in the paper, ``per_channel`` or ``block``.
-        block: elements of a block.
+    Its options are those of :class:`~dqnet.quantizers.scaled_weight.ScaledWeight`.
     """
 
     #: at 9 bits the smallest magnitude is below the smallest of float32
     storage = range(2, 9)
-
-    def __init__(
-        self,
-        formats: Sequence[Format],
-        *,
-        signed: bool | None = True,
-        channels: int | None = None,
-        granularity: str = "per_tensor",
-        block: int = 64,
-    ) -> None:
-        super().__init__(
-            formats, signed=signed, channels=channels, granularity=granularity, block=block
-        )
+    granularity, block = "per_tensor", 64
 
     def scale(self, largest: Tensor, k: int) -> Tensor:
         """2ⁿ with n = ⌊log₂(4/3 · largest)⌋, to which ¾ · 2ⁿ is the least that is rounded."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,21 +23,28 @@ class ScaledWeight(Quantizer):
     gradient goes straight through. The scale counts as a constant.
 
     Args:
-        formats, signed, channels: as of any quantizer.
-        granularity, block: see :class:`~dqnet.quantizers.granularity.Granularity`.
+        granularity: ``per_channel``, ``per_tensor`` or ``block``; ``None``: the method's own.
+        block: elements of a block; ``None``: as many as the method's paper has.
+        formats, options: as of any quantizer.
     """
+
+    #: what a method says of its granularity
+    granularity: ClassVar[str]
+    block: ClassVar[int]
 
     def __init__(
         self,
         formats: Sequence[Format],
         *,
-        signed: bool | None,
-        channels: int | None,
-        granularity: str,
-        block: int,
+        granularity: str | None = None,
+        block: int | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(formats, signed=signed, channels=channels)
-        self._granularity = Granularity(granularity, block)
+        super().__init__(formats, **options)
+        self._granularity = Granularity(
+            self.granularity if granularity is None else granularity,
+            self.block if block is None else block,
+        )
 
     def scale(self, largest: Tensor, k: int) -> Tensor:
         """The scale of format k, above 0, for rows of these largest magnitudes ``[R, 1]``."""

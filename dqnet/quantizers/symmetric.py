@@ -7,6 +7,7 @@ the narrow range, with which two products fit into 16 bits.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -19,28 +20,14 @@ class SymmetricWeight(AffineWeight, name="symmetric", of="weight"):
     """Weights.
 
     Args:
-        formats: as of any quantizer.
         narrow_range: codes −(2ᵇ⁻¹ − 1) … 2ᵇ⁻¹ − 1, without −2ᵇ⁻¹.
-        options: as of :class:`~dqnet.quantizers.affine.AffineWeight`.
+        formats, options: as of :class:`~dqnet.quantizers.affine.AffineWeight`.
     """
 
     def __init__(
-        self,
-        formats: Sequence[Format],
-        *,
-        signed: bool | None = True,
-        channels: int | None = None,
-        granularity: str = "per_channel",
-        observer: str = "min_max",
-        momentum: float = 0.99,
-        percentile: float = 99.99,
-        rounding: str = "nearest",
-        narrow_range: bool = True,
+        self, formats: Sequence[Format], *, narrow_range: bool = True, **options: Any
     ) -> None:
-        super().__init__(
-            formats, signed=signed, channels=channels, granularity=granularity, observer=observer,
-            momentum=momentum, percentile=percentile, rounding=rounding,
-        )  # fmt: skip
+        super().__init__(formats, **options)
         self.narrow_range = narrow_range
 
     def make_grid(self, low: Tensor, high: Tensor, k: int, signed: bool) -> Grid:

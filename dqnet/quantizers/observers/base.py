@@ -12,6 +12,10 @@ from dqnet.quantizers.observers.histogram import Histogram
 
 #: (values ``[R, M]``, low ``[R]``, high ``[R]``) → the values, quantized in that range
 Quantize: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+#: the low and the high end of each row's range
+Span: TypeAlias = tuple[Tensor, Tensor]
+#: values that are kept as they are; of more, or of several parts, only the histogram is
+KEPT = 2**22
 
 
 class Observer:
@@ -28,7 +32,11 @@ class Observer:
         """Sees a part: finite values ``[R, M]`` in float32 or wider, M above 0."""
         raise NotImplementedError
 
-    def range(self, quantize: Quantize, levels: int) -> tuple[Tensor, Tensor]:
+    def merged(self, old: Span, new: Span) -> Span:
+        """In training: a range after a batch whose values span another one; if it ``follows``."""
+        raise NotImplementedError
+
+    def range(self, quantize: Quantize, levels: int) -> Span:
         """The range of each row, low ≤ 0 ≤ high, each ``[R]``.
 
         Args:
@@ -46,7 +54,7 @@ class ValueObserver(Observer):
         self._histogram: Histogram | None = None
 
     def see(self, rows: Tensor) -> None:
-        if self._first is None and self._histogram is None and rows.numel() <= 2**22:
+        if self._first is None and self._histogram is None and rows.numel() <= KEPT:
             self._first = rows.clone()
             return
         if self._histogram is None:

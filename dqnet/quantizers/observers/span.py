@@ -9,34 +9,39 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dqnet.quantizers.observers.base import Observer, Quantize
+from dqnet.quantizers.observers.base import Observer, Quantize, Span
 
 
-def span(rows: Tensor) -> tuple[Tensor, Tensor]:
+def span(rows: Tensor) -> Span:
     """The smallest and the largest of ``[R, M]`` and zero, each ``[R]``."""
     low, high = rows.aminmax(dim=1)
     return low.clamp_max(0), high.clamp_min(0)
 
 
-class MinMax(Observer):
-    """The smallest and the largest value of all that was seen."""
+class _Spans(Observer):
+    """Spans of parts, merged one after the other."""
 
     follows = True
 
     def __init__(self) -> None:
-        self._span: tuple[Tensor, Tensor] | None = None
+        self._span: Span | None = None
 
     def see(self, rows: Tensor) -> None:
-        low, high = span(rows)
-        if self._span is not None:
-            low, high = low.minimum(self._span[0]), high.maximum(self._span[1])
-        self._span = low, high
+        new = span(rows)
+        self._span = new if self._span is None else self.merged(self._span, new)
 
-    def range(self, quantize: Quantize, levels: int) -> tuple[Tensor, Tensor]:
+    def range(self, quantize: Quantize, levels: int) -> Span:
         return self._span
 
 
-class MovingAverage(Observer):
+class MinMax(_Spans):
+    """The smallest and the largest value of all that was seen."""
+
+    def merged(self, old: Span, new: Span) -> Span:
+        return old[0].minimum(new[0]), old[1].maximum(new[1])
+
+
+class MovingAverage(_Spans):
     """Moving averages of every part's smallest and largest value.
 
     The first parts are averaged evenly, until the average is as long as its momentum says.
@@ -45,21 +50,17 @@ class MovingAverage(Observer):
         momentum: the weight of what was before, in [0, 1).
     """
 
-    follows = True
-
     def __init__(self, momentum: float) -> None:
+        super().__init__()
         self._momentum = momentum
-        self._span: tuple[Tensor, Tensor] | None = None
         self._parts = 0
 
     def see(self, rows: Tensor) -> None:
         self._parts += 1
-        new = span(rows)
-        if self._span is None:
-            self._span = new
-            return
-        share = max(1 / self._parts, 1 - self._momentum)
-        self._span = tuple(old.lerp(own, share) for old, own in zip(self._span, new, strict=True))
+        super().see(rows)
 
-    def range(self, quantize: Quantize, levels: int) -> tuple[Tensor, Tensor]:
-        return self._span
+    def merged(self, old: Span, new: Span) -> Span:
+        share = 1 - self._momentum
+        if self._parts:  # in a calibration
+            share = max(1 / self._parts, share)
+        return old[0].lerp(new[0], share), old[1].lerp(new[1], share)

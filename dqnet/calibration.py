@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dqnet.errors import UserError
-from dqnet.layers import QuantLayer
+from dqnet.layers import QuantLayer, quantized_layers
 
 
 def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
@@ -31,9 +31,9 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
 
     Raises:
         UserError: if the model has no quantized layer, a weight is not finite, no batch is given,
-            or all images are of one colour each.
+            all images are of one colour each, or a layer is too small for its quantizer.
     """
-    named = {n: module for n, module in model.named_modules() if isinstance(module, QuantLayer)}
+    named = quantized_layers(model)
     layers = list(named.values())
     if not layers:
         raise UserError("there is nothing to calibrate: the model has no quantized layer")
@@ -58,8 +58,12 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
     quantizers = [q for layer in layers for q in (layer.weight_quantizer, layer.input_quantizer)]
     for cls in {type(quantizer) for quantizer in quantizers}:
         cls.pool([quantizer for quantizer in quantizers if type(quantizer) is cls])
-    for quantizer in quantizers:
-        quantizer.complete()
+    for name, layer in named.items():
+        for quantizer in (layer.weight_quantizer, layer.input_quantizer):
+            try:
+                quantizer.complete()
+            except UserError as error:
+                raise UserError(f"layer {name!r}: {error}") from error
     return images
 
 

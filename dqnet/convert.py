@@ -181,12 +181,18 @@ def _norms_to_fold(
     if form is False:
         return {}
     if form not in FORMS:
-        raise unknown_name("fold_batch_norm", str(form), FORMS, "(or false)")
+        hint = "(or false; to fold norms for good: true in a run, dqnet.fold_batch_norms in Python)"
+        raise unknown_name("fold_batch_norm", str(form), FORMS, hint)
     weights = find_quantizers(quantizer)[0]
     if weights.rescales:
         raise UserError(
             f"fold_batch_norm: {weights.__name__} brings every weight to a scale of its own, so "
             "that a norm's scale has no effect on it; quantize weights with lsq or affine"
+        )
+    if weights.keeps_weight:
+        raise UserError(
+            f"fold_batch_norm: {weights.__name__} assigns weights to clusters once, which a norm "
+            "that changes in training would undo; fold_batch_norm=true folds norms for good"
         )
     pairs = norm_pairs(model, dataflow(model, sample_input))
     if pairs.shared:

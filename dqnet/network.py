@@ -13,7 +13,7 @@ from dqnet.backbone_interface import BackboneInterface
 from dqnet.controller import Controller, one_hot_max
 from dqnet.errors import UserError
 from dqnet.formats import Precision, as_written, common_precisions
-from dqnet.layers.quant_layer import QuantLayer, check_one_hot
+from dqnet.layers.quant_layer import check_one_hot, quantized_layers
 from dqnet.layers.router import Router
 from dqnet.plan import LayerPlan, Plan
 from dqnet.recording import refuse_recording, refuse_scripting, refuse_symbols
@@ -213,7 +213,7 @@ class QuantizedModel(BackboneInterface):
     @contextmanager
     def unquantized(self) -> Iterator[None]:
         """The backbone runs in full precision meanwhile; no quantizer sees anything."""
-        layers = [module for module in self.backbone.modules() if isinstance(module, QuantLayer)]
+        layers = quantized_layers(self).values()
         self._router.bypassed = True
         for layer in layers:
             layer.unquantized = True

@@ -265,6 +265,7 @@ def test_a_shared_batch_norm_is_refused():
         ("correct", "lsq", r"unknown fold_batch_norm 'correct'; did you mean 'corrected'"),
         (True, "lsq", r"unknown fold_batch_norm 'True'; valid: corrected, uncorrected"),
         ("corrected", "dorefa", "DoReFaWeight brings every weight to a scale of its own"),
+        ("corrected", "codebook", "CodebookWeight assigns weights to clusters once"),
         ("corrected", "pact", "DoReFaWeight brings every weight to a scale of its own"),
     ],
 )

@@ -2,6 +2,6 @@
 
 from dqnet.layers.conv import QuantConv2d
 from dqnet.layers.linear import QuantLinear
-from dqnet.layers.quant_layer import QuantLayer
+from dqnet.layers.quant_layer import QuantLayer, quantized_layers
 
-__all__ = ["QuantConv2d", "QuantLayer", "QuantLinear"]
+__all__ = ["QuantConv2d", "QuantLayer", "QuantLinear", "quantized_layers"]

@@ -251,7 +251,7 @@ class QuantLayer(nn.Module):
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """The weight at every precision, and the gain ``[K, O]`` of each.
 
-        In evaluation computed once, until a parameter changes (what of it may go unseen on a GPU:
+        In evaluation computed once, until what it is made of changes (what may go unseen on a GPU:
         :class:`~dqnet.layers.weight_cache.WeightCache`); then weights contain their gain.
         """
         affine = self.affine
@@ -267,8 +267,10 @@ class QuantLayer(nn.Module):
 
         of_affine = () if affine is None else (affine.gain,)  # the shift is not part of it
         of_norm = () if norm_scale is None else (norm_scale,)
-        parameters = (self.weight, *self.weight_quantizer.parameters(), *of_affine, *of_norm)
-        return self._weights.get(parameters, compute), None
+        quantizer = self.weight_quantizer
+        of_quantizer = (*quantizer.parameters(), *quantizer.buffers())
+        sources = (self.weight, *of_quantizer, *of_affine, *of_norm)
+        return self._weights.get(sources, compute), None
 
     def _routing(self, x: Tensor, choice: Tensor | None) -> Column:
         count = len(self.precisions)
@@ -283,6 +285,15 @@ class QuantLayer(nn.Module):
         if not choice.is_floating_point():
             choice = choice.to(x.dtype)
         return Column(choice, WidthGroups.of(choice))
+
+
+def quantized_layers(model: nn.Module) -> dict[str, QuantLayer]:
+    """The quantized layers of a model by name: by that in the float network if it is converted."""
+    return {
+        name.removeprefix("backbone."): module
+        for name, module in model.named_modules()
+        if isinstance(module, QuantLayer)
+    }
 
 
 def check_one_hot(choice: Tensor, shape: tuple[int, ...]) -> None:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 class WeightCache:
-    """What was computed from parameters, until one of them changes. It is not copied or pickled.
+    """What was computed from tensors, until one of them changes. It is not copied or pickled.
 
-    On a CPU parameters are compared with copies of them, which sees every change. On a GPU that
+    On a CPU tensors are compared with copies of them, which sees every change. On a GPU that
     would wait for the device: there addresses and version counters are compared, and a write that
     skips the counter (``p.data.copy_()``, a fused optimizer) is not seen before :meth:`clear`.
     """
@@ -24,12 +24,12 @@ class WeightCache:
         self._kept: tuple[tuple[Any, ...], tuple[Tensor, ...]] | None = None
 
     def get(
-        self, parameters: tuple[Tensor, ...], compute: Callable[[], tuple[Tensor, ...]]
+        self, sources: tuple[Tensor, ...], compute: Callable[[], tuple[Tensor, ...]]
     ) -> tuple[Tensor, ...]:
-        """What ``compute`` returns, or returned for the same parameters."""
+        """What ``compute`` returns, or returned for the same values of ``sources``."""
         kept = self._kept
-        if kept is None or not all(map(_unchanged, kept[0], parameters)):
-            kept = tuple(map(_state, parameters)), compute()
+        if kept is None or not all(map(_unchanged, kept[0], sources)):
+            kept = tuple(map(_state, sources)), compute()
             self._kept = kept
         return kept[1]
 

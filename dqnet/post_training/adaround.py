@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dqnet.errors import UserError
-from dqnet.layers import QuantLayer
+from dqnet.layers import QuantLayer, quantized_layers
 from dqnet.network import QuantizedModel
 from dqnet.post_training.in_order import in_order
 from dqnet.post_training.patches import sampled_patches
@@ -90,8 +90,8 @@ def adaround(
         UserError: if a weight's quantizer has no evenly spaced grid; and as
             :func:`~dqnet.post_training.in_order.in_order`.
     """
-    for name, layer in model.named_modules():
-        if isinstance(layer, QuantLayer) and not isinstance(layer.weight_quantizer, Affine):
+    for name, layer in quantized_layers(model).items():
+        if not isinstance(layer.weight_quantizer, Affine):
             raise UserError(
                 f"AdaRound needs affine or symmetric weights; those of layer {name!r} are "
                 f"{type(layer.weight_quantizer).__name__}'s"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from dqnet.errors import UserError
-from dqnet.layers import QuantLayer
+from dqnet.layers import QuantLayer, quantized_layers
 from dqnet.network import QuantizedModel
 from dqnet.post_training.in_order import in_order
 
@@ -28,8 +28,8 @@ def correct_biases(model: QuantizedModel, images: Tensor) -> None:
     Raises:
         UserError: if a layer has no bias; and as :func:`~dqnet.post_training.in_order.in_order`.
     """
-    for name, layer in model.named_modules():
-        if isinstance(layer, QuantLayer) and layer.bias is None:
+    for name, layer in quantized_layers(model).items():
+        if layer.bias is None:
             raise UserError(
                 f"layer {name!r} has no bias to correct: fold the batch norms into the layers "
                 "(quant.fold_batch_norm=true)"

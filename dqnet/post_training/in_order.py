@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from dqnet.errors import UserError
-from dqnet.layers import QuantLayer
+from dqnet.layers import QuantLayer, quantized_layers
 from dqnet.network import QuantizedModel
 from dqnet.processes import world_size
 
@@ -44,11 +45,7 @@ def in_order(
         )
     if world_size() > 1:
         raise UserError("post-training methods run in one process, not under torchrun")
-    layers = {
-        name.removeprefix("backbone."): module
-        for name, module in model.named_modules()
-        if isinstance(module, QuantLayer)
-    }
+    layers = quantized_layers(model)
     seen: dict[str, Seen] = {}
 
     def first(name: str, layer: QuantLayer, args: tuple[Tensor], output: Tensor) -> None:
@@ -75,20 +72,16 @@ def in_order(
         model.train(training)
 
 
-class _hooked:  # noqa: N801 - reads as a statement
-    """Forward hooks with the layers' names, for a while."""
+@contextmanager
+def _hooked(layers: Mapping[str, nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
+    """Forward hooks that are told the layers' names, for a while."""
 
-    def __init__(self, layers: dict[str, nn.Module], hook: Callable) -> None:
-        self._layers, self._hook = layers, hook
+    def named(name: str) -> Callable[..., Any]:
+        return lambda module, args, output: hook(name, module, args, output)
 
-    def __enter__(self) -> None:
-        self._handles = [
-            layer.register_forward_hook(
-                lambda module, args, output, name=name: self._hook(name, module, args, output)
-            )
-            for name, layer in self._layers.items()
-        ]
-
-    def __exit__(self, *exception: object) -> None:
-        for handle in self._handles:
+    handles = [layer.register_forward_hook(named(name)) for name, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
             handle.remove()

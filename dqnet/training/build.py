@@ -66,7 +66,7 @@ def build_model(
         controller=quant.controller,
         choice_gradient=quant.choice_gradient,
         width_affine=quant.width_affine,
-        fold_batch_norm=quant.fold_batch_norm is not True and quant.fold_batch_norm,
+        fold_batch_norm=False if quant.fold_batch_norm is True else quant.fold_batch_norm,
         gradient_bits=quant.gradient_bits,
     )
 

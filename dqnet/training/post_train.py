@@ -5,17 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from torch import Tensor
 
-from dqnet.layers import QuantLayer
+from dqnet.layers import quantized_layers
 from dqnet.post_training import adaround, correct_biases
 from dqnet.runtime.files import remove
-from dqnet.training.checkpoint import save_checkpoint
+from dqnet.training.checkpoint import check_same_run, save_checkpoint
 from dqnet.training.run_state import RunState
 from dqnet.training.weights import read_checkpoint
 
@@ -36,30 +35,42 @@ def post_train(run: RunState, batches: Iterable[Tensor], console: Console) -> No
     how = run.config.quant.post_training
     if not (how.adaround or how.bias_correction):
         return
-    images = torch.cat(list(batches))[: how.images]
+    images = _first(batches, how.images)
     if how.adaround:
         _adaround(run, images, console)
     if how.bias_correction:
         correct_biases(run.learner.model, images)
 
 
+def _first(batches: Iterable[Tensor], count: int) -> Tensor:
+    """The first images of some batches, as one; no batch is read that is not needed."""
+    parts: list[Tensor] = []
+    for batch in batches:
+        parts.append(batch[: count - sum(map(len, parts))])
+        if sum(map(len, parts)) == count:
+            break
+    return torch.cat(parts)
+
+
 def _adaround(run: RunState, images: Tensor, console: Console) -> None:
-    path, config = run.folder / UNFINISHED, asdict(run.config)
-    content: dict[str, Any] = read_checkpoint(path) if path.exists() else {}
-    known: dict[str, Tensor] = content["rounded"] if content.get("config") == config else {}
-    layers = sum(isinstance(module, QuantLayer) for module in run.learner.model.modules())
+    path = run.folder / UNFINISHED
+    known: dict[str, Tensor] = {}
+    if path.exists():
+        content = read_checkpoint(path)
+        check_same_run(path, content["config"], run.config)
+        known = content["rounded"]
+    model, how = run.learner.model, run.config.quant.post_training
     hidden = not (run.config.trainer.progress and console.is_terminal)
-    bar = iter(track(range(layers), "AdaRound", console=console, transient=True, disable=hidden))
-    written = time.monotonic()
+    with Progress(console=console, transient=True, disable=hidden) as progress:
+        task = progress.add_task("AdaRound", total=len(quantized_layers(model)))
+        written = time.monotonic()
 
-    def done(name: str) -> None:
-        nonlocal written
-        next(bar, None)
-        if time.monotonic() - written > SECONDS:
-            save_checkpoint(path, {"config": config, "rounded": known})
-            written = time.monotonic()
+        def done(name: str) -> None:
+            nonlocal written
+            progress.advance(task)
+            if time.monotonic() - written > SECONDS:
+                save_checkpoint(path, {"config": asdict(run.config), "rounded": known})
+                written = time.monotonic()
 
-    how = run.config.quant.post_training
-    adaround(run.learner.model, images, how.adaround, done=done, known=known)
-    next(bar, None)  # closes it
+        adaround(model, images, how.adaround, done=done, known=known)
     remove(path)

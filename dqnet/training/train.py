@@ -6,7 +6,7 @@ which is seen to where files are written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -123,15 +123,18 @@ def _prepare(run: RunState, console: Console) -> None:
     if isinstance(model, QuantizedModel) and run.is_new:
         write_text(run.folder / "plan.json", model.plan.dumps())
         if epochs == 0 or run.config.quant.calibration.before_training:
-            batches = [learner.device.images(images) for images, _ in run.data.observed]
-            calibrate(model, batches)
-            post_train(run, batches, console)
+            calibrate(model, _observed(run))
+            post_train(run, _observed(run), console)
     if epochs == 0:
         if learner.ema is not None:
             learner.ema.set(model)
         run.best = {"epoch": None, "rank": None}
         run.save_best()
         run.save()
+
+
+def _observed(run: RunState) -> Iterator[Tensor]:
+    return (run.learner.device.images(images) for images, _ in run.data.observed)
 
 
 def train_epoch(run: RunState, batches: Iterable[tuple[Tensor, Tensor]], console: Console) -> None:

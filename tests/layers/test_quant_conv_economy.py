@@ -206,6 +206,21 @@ def test_evaluation_sees_every_change_of_a_parameter(change, which):
     assert relative_error(after, expected) < 1e-12 < relative_error(after, before)
 
 
+@pytest.mark.parametrize(
+    ("quantizer", "buffer"),
+    [("affine", "high"), ("fixed_point", "reach"), ("codebook", "centroids")],
+)
+def test_evaluation_notices_a_range_that_is_no_parameter(quantizer, buffer):
+    layer = QuantConv2d.from_float(float_conv(3, 4, 3), (4,), quantizer).double().eval()
+    x = random_tensor(4, 3, 8, 8, seed=5)
+    with torch.no_grad():
+        before = layer(x)
+        getattr(layer.weight_quantizer, buffer).mul_(0.5)
+        after = layer(x)
+    expected = layer(x).detach()  # with gradients nothing is kept
+    assert relative_error(after, expected) < 1e-12 < relative_error(after, before)
+
+
 def test_a_weight_at_the_address_of_another_is_not_taken_for_it():
     layer = QuantConv2d(3, 8, 3, widths=(3,)).eval()
     x = torch.randn(1, 3, 8, 8)

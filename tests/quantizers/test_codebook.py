@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
+from torch import nn
 
 import dqnet
 from dqnet.errors import UserError
@@ -157,6 +158,15 @@ def test_a_calibration_clusters_a_network():
         assert len(weight.unique()) == 16
         assert not layer.weight.requires_grad
     assert model(torch.rand(2, 3, 9, 9)).logits.isfinite().all()
+
+
+def test_a_layer_that_is_smaller_than_its_codebook_is_named():
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 2, 1), nn.Flatten())
+    model = dqnet.quantize(
+        net, torch.zeros(1, 3, 9, 9), widths=(8,), quantizer="codebook", first_last=8
+    )
+    with pytest.raises(UserError, match=r"^layer '1': a codebook of 256 values is larger than the"):
+        dqnet.calibrate(model, [torch.rand(8, 3, 9, 9)])
 
 
 @pytest.mark.parametrize(

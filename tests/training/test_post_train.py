@@ -70,3 +70,17 @@ def test_a_run_that_was_stopped_while_rounding_goes_on_where_it_was(run, monkeyp
     again = run(*ADAROUND, folder=folder).checkpoint("best.pt")["model"]
     assert len(rounded) == len(set(rounded)) > 4  # no layer twice
     assert all(torch.equal(again[name], value) for name, value in whole.items())
+
+
+def test_what_was_rounded_with_other_settings_is_not_gone_on_with(run, monkeypatch, tmp_path):
+    folder = tmp_path / "run"
+    monkeypatch.setattr(post_train, "SECONDS", -1.0)
+    monkeypatch.setattr(post_train, "remove", lambda path: None)  # as if it were killed here
+    monkeypatch.setattr(post_train, "correct_biases", lambda *args: 1 / 0)
+    correct = "quant.post_training.bias_correction=true"
+    with pytest.raises(ZeroDivisionError):
+        run(*ADAROUND, correct, folder=folder)
+    with pytest.raises(UserError, match=r"holds a run with quant\.post_training\.adaround=20, not"):
+        run(*ADAROUND, correct, "quant.post_training.adaround=10", folder=folder)
+    with pytest.raises(ZeroDivisionError):  # where it runs is not part of what it is
+        run(*ADAROUND, correct, "trainer.checkpoint_minutes=3", folder=folder)

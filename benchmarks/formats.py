@@ -1,29 +1,38 @@
-"""The error of weights by number format at equal bits: a table, and a figure if asked for.
+"""Weights by number format at equal bits, without any training: error, and accuracy if asked for.
 
 python -m benchmarks.formats CHECKPOINT                        # a float ResNet-20 of train.py
+python -m benchmarks.formats CHECKPOINT --data ROOT            # top-1 of ROOT/test, 32 × 32 images
 python -m benchmarks.formats CHECKPOINT --out results/formats  # formats.csv, .png and .pdf there
 
-The error of a layer is Σ(w − ŵ)² / Σw² without any training; shown is the geometric mean over all
-convolutions but the first.
+The error of a layer is Σ(w − ŵ)² / Σw²; shown is the geometric mean over all convolutions but the
+first. Top-1 is that of the network with these convolutions' weights quantized and nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pandas
 import timm
 import torch
+from matplotlib import pyplot
 from rich.console import Console
 from scipy.stats import gmean
 from torch import nn
 
 import dqnet
+from dqnet.config import DataConfig
+from dqnet.data import load_data, loaders
+from dqnet.data.loader import Loader
 from dqnet.errors import UserError
+from dqnet.measurement import evaluate
 from dqnet.quantizers import build_quantizers
 from dqnet.standard_output import take_every_character
 from dqnet.training.weights import load_float_weights
@@ -52,8 +61,8 @@ def format_of(row: str, bits: int) -> dqnet.Format:
 
 
 @torch.no_grad()
-def relative_error(weight: torch.Tensor, row: str, bits: int) -> float:
-    """Σ(w − ŵ)² / Σw² of a weight ``[O, ...]``."""
+def quantized(weight: torch.Tensor, row: str, bits: int) -> torch.Tensor:
+    """A weight ``[O, ...]`` as a row writes it."""
     name, options = METHODS[row]
     own = format_of(row, bits)
     quantizer, _ = build_quantizers(
@@ -61,30 +70,76 @@ def relative_error(weight: torch.Tensor, row: str, bits: int) -> float:
         signed=True, channels=len(weight), options=(options, {}),
     )  # fmt: skip
     quantizer.prepare(weight)
-    error = quantizer.eval()(weight, 0).double() - weight
+    return quantizer.eval()(weight, 0)
+
+
+def relative_error(weight: torch.Tensor, row: str, bits: int) -> float:
+    """Σ(w − ŵ)² / Σw² of a weight ``[O, ...]``."""
+    error = quantized(weight, row, bits).double() - weight
     return (error.square().sum() / weight.double().square().sum()).item()
 
 
-def measure(checkpoint: Path, model_name: str, classes: int) -> pandas.DataFrame:
-    """One row per method, one column per number of bits."""
+def float_network(
+    checkpoint: Path, model_name: str, classes: int
+) -> tuple[nn.Module, list[nn.Conv2d]]:
+    """A network in evaluation mode, and all of its convolutions but the first."""
     model = timm.create_model(model_name, num_classes=classes)
     load_float_weights(model, checkpoint)
-    weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)][1:]
-    errors = {
-        bits: {row: gmean([relative_error(w, row, bits) for w in weights]) for row in METHODS}
-        for bits in BITS
-    }
-    return pandas.DataFrame(errors).rename_axis("format")
+    return model.eval(), [m for m in model.modules() if isinstance(m, nn.Conv2d)][1:]
+
+
+def measure(model: nn.Module, convs: list[nn.Conv2d], root: Path | None) -> pandas.DataFrame:
+    """One row per method and number of bits: ``error``, and ``top1`` in percent with a data set."""
+    test = None if root is None else _test_images(root)
+    exact = [conv.weight.data for conv in convs]
+    rows: list[dict[str, Any]] = []
+    if test is not None:
+        rows.append({"format": "float", "bits": 32, "error": 0.0, "top1": _top1(model, test)})
+    for bits, method in itertools.product(BITS, METHODS):
+        error = gmean([relative_error(weight, method, bits) for weight in exact])
+        rows.append({"format": method, "bits": bits, "error": error})
+        if test is not None:
+            for conv, weight in zip(convs, exact, strict=True):
+                conv.weight.data = quantized(weight, method, bits)
+            rows[-1]["top1"] = _top1(model, test)
+    for conv, weight in zip(convs, exact, strict=True):
+        conv.weight.data = weight
+    return pandas.DataFrame(rows)
+
+
+def _test_images(root: Path) -> Loader:
+    config = DataConfig(
+        _target_="dqnet.data.folder.load", root=str(root), size=32, batch_size=500,
+        mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225], cache=True,
+    )  # fmt: skip
+    return loaders(load_data(config), config, 0).test
+
+
+def _top1(model: nn.Module, test: Loader) -> float:
+    return 100 * evaluate(model, test, lambda images: images, nullcontext).metrics["top1"]
 
 
 def draw(table: pandas.DataFrame, folder: Path) -> None:
-    """``formats.png`` and ``formats.pdf``."""
+    """``formats.png`` and ``formats.pdf``: the error by bits, and beside it top-1."""
     matplotlib.use("Agg")
-    axes = table.T.plot(logy=True, marker="o", figsize=(7, 4.5))
-    axes.set(xlabel="bits of a weight", ylabel="relative squared error", xticks=BITS)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
+    measured = [name for name in ("error", "top1") if name in table]
+    labels = {"error": "relative squared error", "top1": "top-1 (%)"}
+    quantized_rows = table[table["format"] != "float"]
+    figure, panels = pyplot.subplots(
+        1, len(measured), figsize=(5 * len(measured), 4), squeeze=False
+    )
+    for axes, name in zip(panels[0], measured, strict=True):
+        by_format = quantized_rows.pivot(index="bits", columns="format", values=name)
+        by_format[list(METHODS)].plot(ax=axes, logy=name == "error", marker="o", legend=False)
+        axes.set(xlabel="bits of a weight", ylabel=labels[name], xticks=sorted(BITS))
+        if name == "top1":
+            exact = table.loc[table["format"] == "float", name].item()
+            axes.axhline(exact, color="black", linestyle=":", label="float")
+    handles, names = panels[0][-1].get_legend_handles_labels()
+    figure.legend(handles, names, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.tight_layout()
     for suffix in ("png", "pdf"):
-        axes.figure.savefig(folder / f"formats.{suffix}", bbox_inches="tight", dpi=150)
+        figure.savefig(folder / f"formats.{suffix}", bbox_inches="tight", dpi=150)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -93,17 +148,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="of a float network")
     parser.add_argument("--model", default="resnet20_cifar", help="default: resnet20_cifar")
     parser.add_argument("--classes", type=int, default=10, help="default: 10")
+    parser.add_argument("--data", type=Path, metavar="ROOT", help="images below ROOT/test/CLASS")
     parser.add_argument("--out", type=Path, help="a folder for the table and the figure")
     options = parser.parse_args(arguments)
     take_every_character()
     try:
-        table = measure(options.checkpoint, options.model, options.classes)
+        network = float_network(options.checkpoint, options.model, options.classes)
+        table = measure(*network, options.data)
     except UserError as error:
         sys.exit(f"error: {error}")
-    Console(highlight=False).print(table.to_string(float_format="{:.3g}".format))
+    text = table.to_string(index=False, float_format="{:.4g}".format)
+    Console(highlight=False).print(text)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-        table.to_csv(options.out / "formats.csv")
+        table.to_csv(options.out / "formats.csv", index=False)
         draw(table, options.out)
 
 

@@ -28,7 +28,7 @@ from scipy.stats import gmean
 from torch import nn
 
 import dqnet
-from dqnet.config import DataConfig
+from benchmarks.measure import configuration
 from dqnet.data import load_data, loaders
 from dqnet.data.loader import Loader
 from dqnet.errors import UserError
@@ -108,10 +108,7 @@ def measure(model: nn.Module, convs: list[nn.Conv2d], root: Path | None) -> pand
 
 
 def _test_images(root: Path) -> Loader:
-    config = DataConfig(
-        _target_="dqnet.data.folder.load", root=str(root), size=32, batch_size=500,
-        mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225], cache=True,
-    )  # fmt: skip
+    config = configuration("data=imagefolder", f"data.root='{root}'", "data.batch_size=500").data
     return loaders(load_data(config), config, 0).test
 
 

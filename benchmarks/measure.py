@@ -13,7 +13,19 @@ from typing import Any
 import timm
 import torch
 import torchvision
+from hydra import compose, initialize_config_dir
 from torch import Tensor
+
+from dqnet.cli import to_object
+from dqnet.config import TrainConfig
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+def configuration(*overrides: str) -> TrainConfig:
+    """What ``python train.py`` with these overrides would run."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return to_object(TrainConfig, compose("train", list(overrides)))
 
 
 @dataclass(frozen=True)

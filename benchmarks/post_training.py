@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from hydra import compose, initialize_config_dir
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -38,13 +37,10 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
 import dqnet
-from benchmarks.measure import machine
-from dqnet.cli import to_object
-from dqnet.config import TrainConfig
+from benchmarks.measure import configuration, machine
 from dqnet.data import load_data, loaders
 from dqnet.training.build import build_model
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 BATCH = 50
 #: ONNX Runtime's calibrations: its default, and those that its documentation offers beside it
 CALIBRATIONS = {
@@ -101,9 +97,9 @@ def everything(loader: Any) -> tuple[Tensor, Tensor]:
 
 def measure(root: str, repeats: int) -> dict[str, Any]:
     """Every method's seconds and accuracy."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        overrides = ["model=efficientnet_lite0", "data=shards", f"data.root={root}", "quant=none"]
-        config = to_object(TrainConfig, compose("train", overrides))
+    config = configuration(
+        "model=efficientnet_lite0", "data=shards", f"data.root={root}", "quant=none"
+    )
     splits = load_data(config.data)
     data = loaders(splits, config.data, 0, observed_images=200)
     calibration, _ = everything(data.observed)

@@ -19,11 +19,11 @@ from dqnet.formats import MAX_BITS, Format
 from dqnet.quantizers.base import Quantizer
 from dqnet.quantizers.codes import Codes
 from dqnet.quantizers.granularity import check_of_input
-from dqnet.quantizers.grid import FakeQuantize, Grid, affine_grid, centered_codes, inside
+from dqnet.quantizers.grid import FakeQuantize, Grid, affine_grid, centered_codes, pass_unclipped
 from dqnet.quantizers.half import widened
 from dqnet.quantizers.observers import OBSERVERS, Observer, observer_factory
 from dqnet.quantizers.observers.base import Quantize
-from dqnet.quantizers.observers.span import span
+from dqnet.quantizers.one_pass import extremes
 
 GRANULARITIES = ("per_tensor", "per_channel")
 ROUNDINGS = ("nearest", "stochastic")
@@ -188,12 +188,11 @@ class AffineInput(Affine, name="affine", of="input"):
     @torch.no_grad()
     def follow(self, x: Tensor) -> None:
         if self.follows and x.numel():
-            # Zero is in every range: in the place of what is not finite it changes none, and which
-            # values those are need not be asked, for which a GPU would be waited for.
-            batch = span(widened(x.detach()).nan_to_num(0.0, 0.0, 0.0).reshape(1, -1))
-            low, high = self._new_observer().merged((self.low, self.high), batch)
-            self.low.copy_(low)
-            self.high.copy_(high)
+            old, batch = (self.low, self.high), extremes(widened(x.detach()))
+            for own, end in zip(old, self._new_observer().merged(old, batch), strict=True):
+                # A batch with values that are not finite changes nothing. Which it is, is not
+                # asked, for which a GPU would be waited for.
+                own.copy_(end.where(end.isfinite(), own))
 
     # Fast path
 
@@ -205,5 +204,5 @@ class AffineInput(Affine, name="affine", of="input"):
 
     @torch.no_grad()
     def input_gradients(self, grad: Tensor, x: Tensor, k: int, out: Tensor) -> list[Tensor]:
-        torch.mul(grad, inside(x, self.grid(x, k)), out=out)
+        pass_unclipped(grad, x, self.grid(x, k), out)
         return []

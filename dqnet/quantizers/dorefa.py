@@ -14,6 +14,7 @@ from torch import Tensor
 from dqnet.quantizers.base import Quantizer
 from dqnet.quantizers.codes import Codes, evenly_spaced
 from dqnet.quantizers.half import widened
+from dqnet.quantizers.one_pass import pass_inside
 
 
 class _SignTimesMean(torch.autograd.Function):
@@ -89,7 +90,7 @@ class _ClipAndRound(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        return _clip_gradient(grad, x, ctx.signed, torch.empty_like(x)), None, None
+        return pass_inside(grad, x, -int(ctx.signed), 1, torch.empty_like(grad)), None, None
 
 
 def _codes_into(x: Tensor, levels: int, signed: bool, out: Tensor) -> float:
@@ -100,17 +101,6 @@ def _codes_into(x: Tensor, levels: int, signed: bool, out: Tensor) -> float:
     half = levels / 2
     torch.clamp(x, -1, 1, out=out).add_(1).mul_(half).round_().sub_(half)
     return 1 / half
-
-
-def _clip_gradient(grad: Tensor, x: Tensor, signed: bool, out: Tensor) -> Tensor:
-    """``grad`` where x is in the closed interval, else zero; ``out`` may be ``grad``.
-
-    One pass over memory instead of the four of comparisons and masks: the gradient of hardtanh,
-    whose interval is open and therefore widened by the smallest step that its type has.
-    """
-    info = torch.finfo(x.dtype)
-    low = -1 - info.eps if signed else -info.tiny * info.eps
-    return torch.ops.aten.hardtanh_backward(grad, x, low, 1 + info.eps, grad_input=out)
 
 
 def dorefa_weight(weight: Tensor, width: int) -> Tensor:
@@ -181,5 +171,5 @@ class DoReFaInput(Quantizer, name="dorefa", of="input"):
         return _codes_into(x, 2 ** self.formats[k].bits - 1, self.signed, out)
 
     def input_gradients(self, grad: Tensor, x: Tensor, k: int, out: Tensor) -> list[Tensor]:
-        _clip_gradient(grad, x, self.signed, out)
+        pass_inside(grad, x, -int(self.signed), 1, out)
         return []

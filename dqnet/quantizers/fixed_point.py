@@ -19,7 +19,7 @@ from dqnet.errors import UserError, unknown_name
 from dqnet.formats import MAX_BITS, Format
 from dqnet.quantizers.base import Quantizer
 from dqnet.quantizers.codes import Codes
-from dqnet.quantizers.grid import FakeQuantize, Grid, centered_codes, inside
+from dqnet.quantizers.grid import FakeQuantize, Grid, centered_codes, pass_unclipped
 from dqnet.quantizers.half import widened
 
 RESCALINGS = ("layerwise", "uniform")
@@ -142,7 +142,7 @@ class FixedPoint(Quantizer):
 
     @torch.no_grad()
     def input_gradients(self, grad: Tensor, x: Tensor, k: int, out: Tensor) -> list[Tensor]:
-        torch.mul(grad, inside(x, self._grid(k)), out=out)
+        pass_unclipped(grad, x, self._grid(k), out)
         return []
 
 

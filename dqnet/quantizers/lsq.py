@@ -17,6 +17,7 @@ from dqnet.formats import Format
 from dqnet.quantizers.base import Quantizer
 from dqnet.quantizers.codes import Codes, evenly_spaced
 from dqnet.quantizers.half import widened
+from dqnet.quantizers.one_pass import dot
 
 #: A step is a scale and has to stay above zero, wherever the optimizer takes it.
 SMALLEST_STEP = 1e-8
@@ -50,14 +51,24 @@ class _LearnedStep(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         v, step = ctx.saved_tensors
-        width, signed = ctx.format
-        low, high = lsq_range(width, signed)
-        ratio = v / step.clamp_min(SMALLEST_STEP)
-        inside = (ratio > -low) & (ratio < high)
-        # Eq. 3: round(v/s) − v/s inside, −Q_N or Q_P outside.
-        slope = torch.where(inside, -ratio, 0)
-        slope += _codes_(ratio, low, high, width == 1 and signed)
-        return grad * inside, (grad * slope).sum() * ctx.grad_scale, None, None, None
+        grad_v = torch.empty_like(grad)
+        grad_step = _gradients(grad, v, step, *ctx.format, grad_v)
+        return grad_v, grad_step * ctx.grad_scale, None, None, None
+
+
+def _gradients(
+    grad: Tensor, v: Tensor, step: Tensor, width: int, signed: bool, out: Tensor
+) -> Tensor:
+    """Writes the gradient to v to ``out``, which may be ``grad``; returns that to the step."""
+    low, high = lsq_range(width, signed)
+    ratio = v / step.clamp_min(SMALLEST_STEP)
+    # Eq. 3: round(v/s) − v/s inside the open interval, −Q_N or Q_P outside. What hard tanh hands
+    # on of a tensor, as if it were a gradient, is that tensor inside and zero outside.
+    slope = _codes_(ratio.clone(), low, high, width == 1 and signed)
+    slope -= torch.ops.aten.hardtanh_backward(ratio, ratio, -low, high)
+    grad_step = dot(grad, slope)
+    torch.ops.aten.hardtanh_backward(grad, ratio, -low, high, grad_input=out)
+    return grad_step
 
 
 def _codes_(ratio: Tensor, low: int, high: int, binary: bool) -> Tensor:
@@ -111,10 +122,13 @@ class LSQ(Quantizer):
         """N of section 2.2, which the gradient to the step is divided by the root of."""
         raise NotImplementedError
 
+    def _scale(self, x: Tensor, k: int) -> float:
+        """g of section 2.2, by which the gradient to the step is multiplied."""
+        return 1 / math.sqrt(self.features(x) * lsq_range(self.formats[k].bits, self.signed)[1])
+
     def forward(self, x: Tensor, k: int) -> Tensor:
         width = self.formats[k].bits
-        scale = 1 / math.sqrt(self.features(x) * lsq_range(width, self.signed)[1])
-        return lsq(x, self.step[k], width, self.signed, scale)
+        return lsq(x, self.step[k], width, self.signed, self._scale(x, k))
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
@@ -155,6 +169,13 @@ class LSQ(Quantizer):
         binary = width == 1 and self.signed
         _codes_(torch.div(x, step, out=out), *lsq_range(width, self.signed), binary)
         return step
+
+    @torch.no_grad()
+    def input_gradients(self, grad: Tensor, x: Tensor, k: int, out: Tensor) -> list[Tensor]:
+        width, step = self.formats[k].bits, widened(self.step[k])
+        grad_step = torch.zeros_like(self.step)
+        grad_step[k] = self._scale(x, k) * _gradients(grad, x, step, width, self.signed, out)
+        return [grad_step]
 
 
 class LSQWeight(LSQ, name="lsq", of="weight"):

@@ -22,12 +22,14 @@ from dqnet.quantizers.base import Quantizer
 from dqnet.quantizers.codes import Codes, evenly_spaced
 from dqnet.quantizers.fixed_point import code_range, step_of
 from dqnet.quantizers.half import widened
+from dqnet.quantizers.one_pass import pass_inside
 
 
 class _HardTanhGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bits: int, signed: bool) -> Tensor:
-        ctx.save_for_backward(_inside(x, signed))
+        # Not x, which for a weight is clipped in place before a backward pass may have run.
+        ctx.save_for_backward((x >= -int(signed)) & (x <= 1))
         codes = torch.empty_like(x)
         return codes.mul_(_codes_into(x, bits, signed, codes))
 
@@ -35,10 +37,6 @@ class _HardTanhGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (inside,) = ctx.saved_tensors
         return grad * inside, None, None
-
-
-def _inside(x: Tensor, signed: bool) -> Tensor:
-    return x.abs() <= 1 if signed else (x >= 0) & (x <= 1)
 
 
 def _codes_into(x: Tensor, bits: int, signed: bool, out: Tensor) -> float:
@@ -91,7 +89,7 @@ class QNN(Quantizer):
 
     @torch.no_grad()
     def input_gradients(self, grad: Tensor, x: Tensor, k: int, out: Tensor) -> list[Tensor]:
-        torch.mul(grad, _inside(x, self.signed), out=out)
+        pass_inside(grad, x, -int(self.signed), 1, out)
         return []
 
 

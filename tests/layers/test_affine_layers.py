@@ -118,7 +118,7 @@ def test_calibration_names_the_layer_whose_weight_is_not_finite():
     model = dqnet.quantize(net(), torch.zeros(1, 3, 9, 9), (8,), "affine", full_precision=[])
     with torch.no_grad():
         model.backbone[2].weight[0, 0, 0, 0] = float("nan")
-    with pytest.raises(dqnet.UserError, match=r"'backbone\.2' has NaN"):
+    with pytest.raises(dqnet.UserError, match=r"layer '2' has NaN"):
         dqnet.calibrate(model, [torch.rand(2, 3, 9, 9)])
 
 

@@ -24,7 +24,10 @@ from dqnet.report.compare.tables import cost_unit
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 #: more lines than colours start over with other markers
 DYNAMIC_MARKERS = ("D", "P", "X")
-NAMES = {"dorefa": "DoReFa"}
+#: methods as their papers write them; the others are words
+NAMES = {
+    "dorefa": "DoReFa", "lsq": "LSQ", "lsq_plus": "LSQ+", "pact": "PACT", "qnn": "QNN", "nf4": "NF4",
+}  # fmt: skip
 FLOAT_DASHES = ("-.", ":", (0, (1, 3)))
 #: hollow and larger, so that a dynamic point on the same spot does not hide a static one
 STATIC = {"marker": "o", "markersize": 9, "markerfacecolor": "none", "linestyle": "-"}
@@ -158,7 +161,7 @@ def _handles(groups: pd.DataFrame, styles: dict) -> list[Line2D]:
     """The legend: lines, float models, and what the markers and dashes of the drawn kinds mean."""
     entries: list[dict[str, Any]] = []
     for (settings, method), style in styles.items():
-        label = NAMES.get(method, method.upper()) + _short(settings)
+        label = NAMES.get(method, method.replace("_", " ")) + _short(settings)
         # A marker only where the colour is not the only one of its kind.
         marker = None if style["marker"] == DYNAMIC_MARKERS[0] else style["marker"]
         entries.append(style | {"linewidth": 3, "label": label, "marker": marker})

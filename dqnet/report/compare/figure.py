@@ -25,9 +25,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 #: more lines than colours start over with other markers
 DYNAMIC_MARKERS = ("D", "P", "X")
 #: methods as their papers write them; the others are words
-NAMES = {
-    "dorefa": "DoReFa", "lsq": "LSQ", "lsq_plus": "LSQ+", "pact": "PACT", "qnn": "QNN", "nf4": "NF4",
-}  # fmt: skip
+NAMES = {"dorefa": "DoReFa", "lsq_plus": "LSQ+"}
+NAMES |= {name: name.upper() for name in ("lsq", "nf4", "pact", "qnn")}
 FLOAT_DASHES = ("-.", ":", (0, (1, 3)))
 #: hollow and larger, so that a dynamic point on the same spot does not hide a static one
 STATIC = {"marker": "o", "markersize": 9, "markerfacecolor": "none", "linestyle": "-"}

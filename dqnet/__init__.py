@@ -2,6 +2,7 @@
 
 from dqnet import layers, models
 from dqnet.calibration import calibrate
+from dqnet.cascade import Cascade
 from dqnet.config import ControllerConfig
 from dqnet.convert import quantize
 from dqnet.costs import bit_flops, cost, static_bit_flops
@@ -12,6 +13,7 @@ from dqnet.network import Output, QuantizedModel
 from dqnet.plan import Plan
 
 __all__ = [
+    "Cascade",
     "ControllerConfig",
     "Format",
     "Output",

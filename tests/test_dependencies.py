@@ -23,7 +23,7 @@ ORDER = [
     "convert fold calibration",
     "post_training",
     "costs",
-    "losses",
+    "losses cascade",
     "models data",
     "runtime",
     "measurement",

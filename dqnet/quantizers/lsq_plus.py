@@ -143,7 +143,7 @@ class LSQPlus(Quantizer, name="lsq_plus", of="input", weights="lsq"):
         if self._ends is None:
             return
         low, high = (end.double() for end in self._ends)
-        values, counts = self._histogram.centers[0], self._histogram.counts[0]
+        values, counts = (own[0] for own in self._histogram.values())
         values, counts = values[counts > 0], counts[counts > 0]
         for k, own in enumerate(self.formats):
             bottom, top = low, high

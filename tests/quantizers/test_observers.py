@@ -90,8 +90,8 @@ def test_mse_is_the_best_of_a_hundred_ranges(bits):
         assert share < 1  # a Laplace distribution has tails that are worth clipping
 
 
-def tensorrt_threshold(magnitudes, levels):
-    """Slides 30 to 38 with plain loops; of every 16th threshold or so, the best."""
+def tensorrt_divergences(magnitudes, levels):
+    """Slides 30 to 38 with plain loops: every 16th threshold or so, and its divergence."""
     histogram, edges = np.histogram(magnitudes[magnitudes > 0], 2048, (0, magnitudes.max()))
     found = {}
     for end in range(2048, levels - 1, -((2048 - levels) // CANDIDATES)):
@@ -104,6 +104,11 @@ def tensorrt_threshold(magnitudes, levels):
             if own.any():
                 q[own] = histogram[:end][own].sum() / own.sum()
         found[edges[end]] = entropy(p, np.maximum(q / q.sum(), 1e-10))
+    return found
+
+
+def tensorrt_threshold(magnitudes, levels):
+    found = tensorrt_divergences(magnitudes, levels)
     return min(found, key=found.get)
 
 
@@ -130,7 +135,49 @@ def test_a_histogram_that_grows_is_that_of_all_values():
         expected, edges = np.histogram(both[row], BINS, (-reach, reach))
         # Values within rounding of an edge may fall on either side.
         assert np.abs(np.cumsum(expected) - np.cumsum(histogram.counts[row].numpy())).max() <= 1
-        np.testing.assert_allclose(histogram.centers[row], (edges[1:] + edges[:-1]) / 2)
+        np.testing.assert_allclose(histogram.values()[0][row, :-1], (edges[1:] + edges[:-1]) / 2)
+
+
+def test_zeros_are_counted_apart():
+    x = values(2, 1000)
+    x[0, ::3] = 0
+    x[1] = 0
+    histogram = Histogram(2, torch.device("cpu"))
+    histogram.add(x)
+    numbers, counts = histogram.values()
+    assert counts.sum(1).tolist() == [1000, 1000]
+    assert numbers[:, -1].tolist() == [0, 0]
+    assert counts[:, -1].tolist() == [334, 1000]
+
+
+def test_magnitudes_are_spread_evenly_over_the_bins_they_are_in():
+    parts = [values(1, 5000, seed=seed) for seed in range(3)]
+    histogram = Histogram(1, torch.device("cpu"))
+    for part in parts:
+        histogram.add(part)
+    counts, largest = histogram.magnitudes(700)
+    both = np.abs(np.concatenate(parts, 1)[0])
+    width = 2 * 2 ** np.ceil(np.log2(both.max())) / BINS
+    assert both.max() <= largest[0] < both.max() + width
+    fine, edges = np.histogram(both, BINS // 2, (0, width * BINS / 2))
+    expected = np.interp(np.arange(701) / 700 * largest[0].item(), edges, np.cumsum([0, *fine]))
+    np.testing.assert_allclose(counts[0], np.diff(expected), atol=1.001)  # a value on an edge
+    assert counts.sum().item() == pytest.approx(15_000)
+
+
+@pytest.mark.parametrize("one_sided", [False, True])
+def test_kl_of_many_parts_is_that_of_all_values_also_behind_a_relu(one_sided):
+    parts = [values(1, 40_000, seed=seed) for seed in range(4)]
+    parts = [part.relu() if one_sided else part for part in parts]
+    low, high, _ = observed("kl", *parts, bits=8)
+    both = torch.cat(parts, 1).abs().numpy()
+    found = tensorrt_divergences(both, 256 if one_sided else 128)
+    # Thresholds around the best one are about as good; counted as small values, a ReLU's zeros
+    # would lead to the least one.
+    nearest = min(found, key=lambda threshold: abs(threshold - high[0]))
+    assert found[nearest] <= 1.1 * min(found.values())
+    assert found[min(found)] > 5 * min(found.values())
+    assert (low[0] == 0) == one_sided
 
 
 @pytest.mark.parametrize("name", ["min_max", "moving_average", "percentile", "mse", "kl"])

@@ -68,4 +68,4 @@ class ValueObserver(Observer):
         """Values and how often each was seen, both ``[R, M]``."""
         if self._first is not None:
             return self._first, torch.ones_like(self._first)
-        return self._histogram.centers, self._histogram.counts
+        return self._histogram.values()

@@ -19,17 +19,20 @@ CANDIDATES = 128
 class KL(ValueObserver):
     """A threshold on magnitudes, for each row its own, as TensorRT's calibration chooses it.
 
-    Magnitudes are counted in 2,048 bins. For a threshold at the end of bin i, P is the histogram
-    up to there with all that lies above added to its last bin; Q is P's histogram (without what was
-    added) in as many bins as there are levels, spread evenly over those bins of P that are not
-    empty. The threshold with the least KL(P || Q) is chosen.
+    Magnitudes above zero are counted in 2,048 bins. For a threshold at the end of bin i, P is the
+    histogram up to there with all that lies above added to its last bin; Q is P's histogram
+    (without what was added) in as many bins as there are levels, spread evenly over those bins of P
+    that are not empty. The threshold with the least KL(P || Q) is chosen.
     """
 
     def range(self, quantize: Quantize, levels: int) -> tuple[Tensor, Tensor]:
         values, counts = self.values()
         negative = (torch.where(counts > 0, values, 0) < 0).any(1)
         positive = (torch.where(counts > 0, values, 0) > 0).any(1)
-        magnitudes, largest = _histogram(values.abs(), counts)
+        if self._histogram is None:
+            magnitudes, largest = _counted(values.abs())
+        else:
+            magnitudes, largest = self._histogram.magnitudes(BINS)
         # Of a range on both sides of zero half of the levels are on each.
         steps = max(levels // 2 if bool((negative & positive).any()) else levels, 1)
         threshold = _threshold(magnitudes, steps) * largest
@@ -38,15 +41,14 @@ class KL(ValueObserver):
         return low, torch.where(positive, threshold, zero).to(values.dtype)
 
 
-def _histogram(magnitudes: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+def _counted(magnitudes: Tensor) -> tuple[Tensor, Tensor]:
     """Counts ``[R, BINS]`` from 0 to each row's largest, and that, ``[R]``; zeros are left out."""
-    seen = torch.where(counts > 0, magnitudes, 0).double()
+    seen = magnitudes.double()
     largest = seen.amax(1)
     reach = torch.where(largest > 0, largest, 1)[:, None]
     index = (seen / reach * BINS).long().clamp_max_(BINS - 1)
     histogram = torch.zeros(len(seen), BINS, dtype=torch.float64, device=seen.device)
-    histogram.scatter_add_(1, index, torch.where(seen > 0, counts, 0).double())
-    return histogram, largest
+    return histogram.scatter_add_(1, index, (seen > 0).double()), largest
 
 
 def _threshold(histogram: Tensor, levels: int) -> Tensor:

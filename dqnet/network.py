@@ -13,8 +13,8 @@ from dqnet.backbone_interface import BackboneInterface
 from dqnet.controller import Controller, one_hot_max
 from dqnet.errors import UserError
 from dqnet.formats import Precision, as_written, common_precisions
-from dqnet.layers.quant_layer import check_one_hot, quantized_layers
-from dqnet.layers.router import Router
+from dqnet.layers.quant_layer import quantized_layers
+from dqnet.layers.router import Router, check_one_hot
 from dqnet.plan import LayerPlan, Plan
 from dqnet.recording import refuse_recording, refuse_scripting, refuse_symbols
 from dqnet.state_dicts import BACKBONE_PREFIX as BACKBONE_PREFIX  # it is read from here, too

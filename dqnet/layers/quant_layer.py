@@ -16,7 +16,7 @@ from dqnet.layers.geometry import Geometry
 from dqnet.layers.gradient_bits import quantize_gradient
 from dqnet.layers.input_codes import InputCodes
 from dqnet.layers.routed import Pass, routed
-from dqnet.layers.router import Column, Router
+from dqnet.layers.router import Column, Router, check_one_hot
 from dqnet.layers.weight_cache import WeightCache
 from dqnet.layers.width_affine import WidthAffine
 from dqnet.layers.width_groups import WidthGroups
@@ -294,12 +294,3 @@ def quantized_layers(model: nn.Module) -> dict[str, QuantLayer]:
         for name, module in model.named_modules()
         if isinstance(module, QuantLayer)
     }
-
-
-def check_one_hot(choice: Tensor, shape: tuple[int, ...]) -> None:
-    """Raises UserError unless ``choice`` has the shape and one 1 among zeros on its last axis."""
-    if choice.shape != shape:
-        raise UserError(f"the choice has shape {list(choice.shape)}, it must be {list(shape)}")
-    values = choice.detach()
-    if not bool((((values == 0) | (values == 1)).all(-1) & (values.sum(-1) == 1)).all()):
-        raise UserError("the choice must be one-hot: one 1 per image and layer, else zeros")

@@ -142,3 +142,12 @@ class Router:
 
     def __reduce__(self) -> tuple[type[Router], tuple[object, ...]]:
         return Router, (self.sampled, self.names, self.candidates)
+
+
+def check_one_hot(choice: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises UserError unless ``choice`` has the shape and one 1 among zeros on its last axis."""
+    if choice.shape != shape:
+        raise UserError(f"the choice has shape {list(choice.shape)}, it must be {list(shape)}")
+    values = choice.detach()
+    if not bool((((values == 0) | (values == 1)).all(-1) & (values.sum(-1) == 1)).all()):
+        raise UserError("the choice must be one-hot: one 1 per image and layer, else zeros")

@@ -4,6 +4,7 @@ python eval.py checkpoint=runs/default                   # the run's best.pt on 
 python eval.py checkpoint=runs/default budget=2.6        # cheaper than trained: 2.6 bits on average
 python eval.py checkpoint=runs/default curve=true        # every budget: curve.csv and a figure
 python eval.py checkpoint=runs/default controls=true     # is the routing instance-aware?
+python eval.py checkpoint=runs/static3 sparsity=true     # energy on hardware that skips zeros
 python eval.py checkpoint=runs/default report=html       # a page with every image
 python eval.py checkpoint=runs/default report=html logger=wandb    # and its content to W&B
 python eval.py checkpoint=runs/static3 cascade.checkpoint=runs/static4    # unsure ones again

@@ -127,15 +127,17 @@ class QuantConfig:
 
 @dataclass
 class LossConfig:
-    """Task loss plus the price of bits. Older checkpoints lack the last two."""
+    """Task loss plus the price of bits. Older checkpoints lack those with a default."""
 
     target_bits: float | None = MISSING  # None: the middle width
     alpha: float = MISSING  # weight of the penalty
-    penalty: str = MISSING  # "bit_flops" or "mean_width"
+    penalty: str = MISSING  # "bit_flops" (of the cost that is named below) or "mean_width"
     mutual_information: float = MISSING  # beta; 0 is the paper's plain recipe
     label_smoothing: float = MISSING
     mutual_information_until: float = 1.0  # the part of the training with that term
     distillation: float = 0.0  # weight of the divergence from the float network it starts from
+    cost: str = "bit_flops"  # the cost model that penalty and target are in
+    cost_options: dict[str, Any] = field(default_factory=dict)  # its fields, or files with them
 
 
 @dataclass
@@ -242,6 +244,7 @@ class EvalConfig:
     budget: float | None = None  # a width, as loss.target_bits; None: as trained
     curve: bool = False
     controls: bool = False
+    sparsity: bool = False  # zeros of weights and inputs: sparsity.csv, and the energy without them
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     logger: LoggerConfig = field(default_factory=lambda: LoggerConfig(name="none"))

@@ -6,12 +6,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def bit_flops_penalty(cost: Tensor, target: float) -> Tensor:
+def cost_penalty(cost: Tensor, target: float) -> Tensor:
     """max(0, mean(cost) / target − 1) (Liu et al. 2022, eq. 7, relative to the target).
 
     Args:
-        cost: Bit-FLOPs of each image, ``[N]``.
-        target: Bit-FLOPs that the average image may cost, above 0.
+        cost: of each image, ``[N]``, in Bit-FLOPs or by another cost model.
+        target: what the average image may cost, above 0.
     """
     return (cost.mean() / target - 1).clamp_min(0)
 

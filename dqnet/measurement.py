@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dqnet.costs import bit_flops
+from dqnet.costs import CostModel, bit_flops, find_cost
 from dqnet.costs.network import full_precision_cost
+from dqnet.costs.static import BIT_FLOPS, static_cost
 from dqnet.costs.width import mean_width
-from dqnet.formats import FULL_PRECISION_BITS
+from dqnet.formats import FULL_PRECISION_BITS, Precision
 from dqnet.network import QuantizedModel
 from dqnet.plan import LayerPlan
 from dqnet.processes import gathered_parts
@@ -109,6 +110,20 @@ class Evaluation:
                 for name, counts in zip(self.routed_names, self.histogram.tolist(), strict=True)
             },
         }
+
+    def mean_cost(self, by: str | CostModel) -> float | None:
+        """What the mean image costs in the quantized layers; ``None`` for a float model."""
+        if self.cost is None:
+            return None
+        model = find_cost(by)
+        if model == find_cost(BIT_FLOPS):
+            return self.cost.mean().item()
+        total = static_cost(self.layers, model)
+        for layer, counts in zip(self.routed, self.histogram.tolist(), strict=True):
+            for width, images in zip(self.widths, counts, strict=True):
+                if images:
+                    total += model.layer(layer, Precision.parse(width)) * images / len(self.labels)
+        return total
 
     def write_csv(self, path: Path) -> None:
         """One row per image; routed layers' widths stand under their module names."""

@@ -15,7 +15,10 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
 #: files and folders that are read: with ``-m`` there may be several, separated by commas
-INPUTS = {"data.root", "model.checkpoint_path", "checkpoint", "cascade.checkpoint", "quant.plan"}
+INPUTS = {
+    *("data.root", "model.checkpoint_path", "checkpoint", "cascade.checkpoint", "quant.plan"),
+    *("loss.cost_options.entries", "loss.cost_options.sparsity"),
+}
 #: folders that are made if need be
 OUTPUTS = {"output", "hydra.run.dir", "hydra.sweep.dir"}
 #: lists of paths

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dqnet.losses import bit_flops_penalty, distillation, mean_width_penalty, mutual_information
+from dqnet.losses import cost_penalty, distillation, mean_width_penalty, mutual_information
 
 
 def information(scores):
@@ -28,8 +28,8 @@ def information(scores):
     ("cost", "target", "expected"),
     [([6.0, 10.0], 4.0, 1.0), ([5.0, 5.0, 5.0], 4.0, 0.25), ([3.0, 5.0], 4.0, 0.0)],
 )
-def test_bit_flops_penalty_is_the_relative_excess(cost, target, expected):
-    assert bit_flops_penalty(torch.tensor(cost), target).item() == expected
+def test_cost_penalty_is_the_relative_excess(cost, target, expected):
+    assert cost_penalty(torch.tensor(cost), target).item() == expected
 
 
 @pytest.mark.parametrize(
@@ -40,9 +40,9 @@ def test_mean_width_penalty_is_the_excess_in_bits(widths, target, expected):
 
 
 @pytest.mark.parametrize(("cost", "slope"), [([6.0, 10.0], 1 / (2 * 4.0)), ([1.0, 2.0], 0.0)])
-def test_bit_flops_penalty_gradient(cost, slope):
+def test_cost_penalty_gradient(cost, slope):
     x = torch.tensor(cost, requires_grad=True)
-    bit_flops_penalty(x, 4.0).backward()
+    cost_penalty(x, 4.0).backward()
     assert x.grad.tolist() == [slope, slope]
 
 

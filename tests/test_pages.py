@@ -44,6 +44,7 @@ CHOICES = {"sweep=NAME": "sweep=digits", "sweep=mine": "sweep=template"}
 #: a user's files, which pages tell how to make
 OWN_FILES = {"dqnet/quantizers/max_abs.py", "conf/quant/max_abs.yaml"}
 OWN_FILES |= {"conf/experiment/mine.yaml", "conf/sweep/mine.yaml"}
+OWN_FILES |= {"dqnet/costs/weight_bits.py"}
 #: added to commands that run here
 QUICK = ["trainer.device=cpu", "trainer.progress=false"]
 

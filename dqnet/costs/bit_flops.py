@@ -24,6 +24,7 @@ class BitFlops:
     """
 
     hardware_bits: int | None = None
+    unit: str = "Bit-FLOPs"
 
     def __post_init__(self) -> None:
         if self.hardware_bits is not None and self.hardware_bits < 1:

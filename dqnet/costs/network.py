@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from dqnet.costs.base import CostModel, find_cost
+from dqnet.costs.static import BIT_FLOPS, StaticCosts, static_cost
 from dqnet.errors import UserError
 from dqnet.formats import Precision
 from dqnet.network import QuantizedModel
 from dqnet.plan import LayerPlan
-
-BIT_FLOPS = "bit_flops"
 
 
 def cost(
@@ -103,73 +102,44 @@ def relative_costs(model: QuantizedModel, by: str | CostModel = BIT_FLOPS) -> Te
     return table / table[table.isfinite()].mean()
 
 
-def static_bit_flops(model: QuantizedModel, bits: float) -> float:
-    """What the network costs with its quantized layers at ``bits`` (fractions allowed).
-
-    It is the target of ``target_bits=bits``: bits² × the multiply-accumulates of the quantized
-    layers, of which those that are pinned (``first_last=8``) stay as they are; what is in full
-    precision is not counted.
-    """
-    fixed, macs = pinned_bit_flops(model.layers), following_macs(model.layers)
-    return float(bits) ** 2 * macs + fixed
-
-
 def full_precision_cost(layers: Iterable[LayerPlan], by: str | CostModel = BIT_FLOPS) -> float:
     """The cost of one image in what is kept in full precision."""
     model = find_cost(by)
     return sum(model.layer(layer, None) for layer in layers if layer.role == "full")
 
 
-def static_cost(layers: Iterable[LayerPlan], by: str | CostModel = BIT_FLOPS) -> float:
-    """The cost in the static layers, the same for every image."""
-    model = find_cost(by)
-    return sum(
-        model.layer(layer, layer.precisions[0]) for layer in layers if layer.role == "static"
-    )
-
-
-def pinned_bit_flops(layers: Iterable[LayerPlan]) -> float:
-    """Of one image in the layers that a target does not change."""
-    return static_cost(layer for layer in layers if layer.pinned)
-
-
-def following_macs(layers: Iterable[LayerPlan]) -> int:
-    """Multiply-accumulates of one image in the quantized layers that are not pinned."""
-    return sum(layer.macs for layer in layers if layer.role != "full" and not layer.pinned)
-
-
-def width_of(model: QuantizedModel, cost: float) -> float:
-    """The ``bits`` of which ``cost`` is the :func:`static_bit_flops`."""
-    fixed, macs = pinned_bit_flops(model.layers), following_macs(model.layers)
-    return ((cost - fixed) / macs) ** 0.5 if macs else 0.0
-
-
-def reachable_bits(model: QuantizedModel) -> tuple[float, float]:
+def reachable_bits(model: QuantizedModel, by: str | CostModel = BIT_FLOPS) -> tuple[float, float]:
     """The cheapest and the most expensive routing, as widths: the range of ``target_bits``."""
-    fixed, table = static_cost(model.layers), cost_table(model)
+    fixed, table = static_cost(model.layers, by), cost_table(model, by)
     low = table.amin(1).sum().item()
     high = table.nan_to_num(posinf=0).amax(1).sum().item()
-    return width_of(model, fixed + low), width_of(model, fixed + high)
+    costs = StaticCosts(model, by)
+    return costs.width(fixed + low), costs.width(fixed + high)
 
 
-def check_target(model: QuantizedModel, bits: float, name: str = "target_bits") -> float:
-    """What the static network of ``bits`` costs, in Bit-FLOPs; ``name`` is of the setting.
+def check_target(
+    model: QuantizedModel,
+    bits: float,
+    name: str = "target_bits",
+    by: str | CostModel = BIT_FLOPS,
+) -> float:
+    """What the static network of ``bits`` costs; ``name`` is of the setting.
 
     Raises:
         UserError: if no routing costs that much or that little.
     """
-    low, high = reachable_bits(model)
+    low, high = reachable_bits(model, by)
     # Half a unit of the last printed digit: a range that is printed may be typed in again.
     if not low - 5e-4 <= bits <= high + 5e-4:
         raise UserError(
             f"{name}={bits:g} cannot be reached: with widths {model.widths} "
             f"this network's targets go from {low:.3f} to {high:.3f} bits"
         )
-    return static_bit_flops(model, bits)
+    return StaticCosts(model, by).cost(bits)
 
 
-def default_target_bits(model: QuantizedModel) -> float:
+def default_target_bits(model: QuantizedModel, by: str | CostModel = BIT_FLOPS) -> float:
     """The target of a network that is given none: its middle width; if static, what it costs."""
     if not model.routed_layers:
-        return reachable_bits(model)[0]
+        return reachable_bits(model, by)[0]
     return model.precisions[len(model.precisions) // 2].width

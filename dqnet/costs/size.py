@@ -9,18 +9,51 @@ for a float32.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from dqnet.costs.base import cost_model
 from dqnet.errors import UserError
-from dqnet.formats import Format, Minifloat
+from dqnet.formats import FULL_PRECISION_BITS, Format, Minifloat, Precision
 from dqnet.layers import QuantLayer
+from dqnet.plan import LayerPlan
 from dqnet.quantizers import Codes
 
 #: of a batch norm; in evaluation nothing reads it
 _UNREAD = "num_batches_tracked"
+
+
+@cost_model("size")
+@dataclass(frozen=True)
+class Size:
+    """Bytes of the weights that an image is computed with: their elements at their bits.
+
+    Of a static network they are what is stored, but for scales, biases and norms: those are in
+    :func:`weight_bytes`.
+    """
+
+    unit: str = "bytes"
+
+    def layer(self, layer: LayerPlan, precision: Precision | None) -> float:
+        """Bytes of the layer's weight."""
+        bits = FULL_PRECISION_BITS if precision is None else precision.weight.bits
+        return layer.weights * bits / 8
+
+
+def peak_activation_bytes(layers: Iterable[LayerPlan]) -> float:
+    """The most bytes that one layer's input and output need together, for one image.
+
+    Both count at the bits of the layer's input, of a routed layer's candidates at the most. What is
+    kept for a later layer meanwhile, as beside a residual block, is not in it.
+    """
+
+    def bits(layer: LayerPlan) -> int:
+        return max((own.input.bits for own in layer.precisions), default=FULL_PRECISION_BITS)
+
+    return max(((own.inputs + own.outputs) * bits(own) / 8 for own in layers), default=0.0)
 
 
 @dataclass(frozen=True, eq=False)

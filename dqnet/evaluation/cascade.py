@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dqnet.costs.network import full_precision_cost, static_cost
+from dqnet.costs.network import full_precision_cost
+from dqnet.costs.static import static_cost
 from dqnet.evaluation.bootstrap import mean_intervals
 from dqnet.evaluation.controls import SEEDS, derangement
 from dqnet.measurement import Evaluation, percent

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from dqnet.config import EvalConfig
-from dqnet.costs.network import static_cost
+from dqnet.costs.static import static_cost
 from dqnet.errors import UserError
 from dqnet.evaluation.budget import spend
 from dqnet.evaluation.cascade import before_routing, cascade_point, thresholds

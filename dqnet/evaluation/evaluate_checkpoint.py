@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,10 @@ from rich.console import Console
 from rich.progress import track
 
 from dqnet.config import EvalConfig
+from dqnet.costs.energy import COLUMNS, Energy
+from dqnet.costs.rows import write_rows
+from dqnet.costs.sparsity import measure_sparsity
+from dqnet.errors import UserError
 from dqnet.evaluation.controls import compare, control_routings, cost_at_top1
 from dqnet.evaluation.curve import (
     curve_lambdas,
@@ -24,6 +28,7 @@ from dqnet.evaluation.samples import write_samples
 from dqnet.evaluation.thumbnails import Thumbnails, samples_of
 from dqnet.evaluation.trained import Trained, load_trained, output_folder
 from dqnet.measurement import Evaluation
+from dqnet.network import QuantizedModel
 from dqnet.runtime.files import write_json
 from dqnet.training.logging import check_logger
 from dqnet.training.metrics import summarize
@@ -61,8 +66,10 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> E
     console = console or Console()
     check_logger(config.logger)
     trained = load_trained(config.checkpoint, config, console)
-    splits, target = trained.splits, trained.objective.target
+    splits, target = trained.splits, trained.objective.target_bit_flops
     trained.check_request(config.curve, config.controls, config.budget)
+    if config.sparsity and not isinstance(trained.model, QuantizedModel):
+        raise UserError("sparsity=true needs a quantized network: this one is in full precision")
     folder = output_folder(config, trained.path)
     calibration = trained.calibrate() if config.curve or config.budget is not None else None
     budget: dict[str, Any] = {"budget": None, "budget_lambda": 0.0}
@@ -75,8 +82,7 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> E
         thumbnails.of(trained.held_out) if with_report else trained.held_out
     )
     epochs = trained.content["epoch"]
-    results = summarize(evaluation, trained.model, target, splits.image_shape) | {
-        "target_bits": trained.objective.target_bits,
+    results = summarize(evaluation, trained.model, trained.objective, splits.image_shape) | {
         "checkpoint": str(trained.path),
         "checkpoint_sha256": trained.sha256,
         # As in metrics.jsonl: the latest epoch that was done, from 0.
@@ -87,6 +93,8 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> E
         "damaged_images": len(splits.damaged),
         **budget,
     }
+    if config.sparsity:
+        results["costs"] |= _energy_without_zeros(trained, evaluation, folder)
     lambdas: list[float] = []
     if config.curve:
         lambdas = curve_lambdas(calibration, target, budget["budget_lambda"])
@@ -103,6 +111,18 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> E
         samples = samples_of(evaluation, thumbnails, splits.class_names)
         write_samples(folder / "samples.npz", samples)
     return Evaluated(trained, folder, results, points)
+
+
+def _energy_without_zeros(
+    trained: Trained, evaluation: Evaluation, folder: Path
+) -> dict[str, float]:
+    """Writes ``sparsity.csv``, of training images; returns what it makes of the energy."""
+    batches = (trained.device.images(images) for images, _ in trained.data.observed)
+    rows = measure_sparsity(trained.model, batches)
+    write_rows(folder / "sparsity.csv", COLUMNS, rows)
+    own = trained.objective.cost
+    energy = replace(own if isinstance(own, Energy) else Energy(), sparsity=rows)
+    return {"energy_without_zeros": evaluation.mean_cost(energy)}
 
 
 def _other_routings(

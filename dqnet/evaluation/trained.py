@@ -142,7 +142,7 @@ def load_trained(checkpoint: str | None, config: EvalConfig, console: Console) -
         raise UserError(f"{path} is a checkpoint of another model: {error.difference}") from error
     load_own_weights(model, content, path)
     model = device.place(model)
-    objective = Objective(model, run.loss)
+    objective = Objective(model, run.loss, content.get("cost_options", {}))
     return Trained(path, content, digest, run, device, splits, data, held_out, model, objective)
 
 

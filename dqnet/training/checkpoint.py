@@ -26,7 +26,7 @@ from dqnet.training.weights import read_checkpoint
 FORMAT = 1
 #: what every checkpoint has, and what older ones lack
 NEEDED = {"config": dict, "epoch": int, "num_classes": int, "image_shape": list}
-OPTIONAL = {"class_names": list, "images": dict}
+OPTIONAL = {"class_names": list, "images": dict, "cost_options": dict}
 
 
 def save_checkpoint(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:

@@ -6,12 +6,15 @@ from typing import Any
 
 from torch import nn
 
+from dqnet.costs.base import CostModel, all_costs
 from dqnet.costs.controller import controller_cost
-from dqnet.costs.size import weight_bytes
+from dqnet.costs.size import peak_activation_bytes, weight_bytes
+from dqnet.costs.static import BIT_FLOPS
 from dqnet.formats import FULL_PRECISION_BITS
 from dqnet.measurement import Evaluation
 from dqnet.network import QuantizedModel
 from dqnet.trace import trace_model
+from dqnet.training.objective import Objective
 from dqnet.training.run_state import RunState
 
 #: metrics of every epoch's validation in metrics.jsonl, as val_NAME
@@ -24,36 +27,41 @@ def epoch_metrics(run: RunState, evaluation: Evaluation) -> dict[str, Any]:
         "epoch": run.done,
         **{f"train_{name}": value for name, value in run.history.means().items()},
         **{f"val_{name}": evaluation.metrics[name] for name in PER_EPOCH},
+        "val_cost": evaluation.mean_cost(run.learner.objective.cost),
         "mean_width": evaluation.metrics["mean_width"],
         "lr": run.learner.lr,
         "seconds": run.seconds,
     }
 
 
-def epoch_line(metrics: dict[str, Any], epochs: int, target: float | None) -> str:
-    """The most important of them; ``target`` is in Bit-FLOPs."""
+def epoch_line(metrics: dict[str, Any], epochs: int, objective: Objective) -> str:
+    """The most important of them."""
     line = (
         f"epoch {metrics['epoch'] + 1:>3}/{epochs}  train loss {metrics['train_loss']:.4f}  "
         f"val top-1 {metrics['val_top1']:6.2f} %"
     )
     if "train_penalty" in metrics:
-        line += (
-            f"  Bit-FLOPs {metrics['val_bit_flops'] / target:.3f} of target"
-            f" ± {metrics['val_bit_flops_std'] / target:.3f}"
-            f"  {metrics['val_distinct_routings']} routings"
-        )
+        line += f"  {objective.title} {metrics['val_cost'] / objective.target:.3f} of target"
+        if objective.config.cost == BIT_FLOPS:
+            line += f" ± {metrics['val_bit_flops_std'] / objective.target:.3f}"
+        line += f"  {metrics['val_distinct_routings']} routings"
     return f"{line}  {metrics['seconds']:.0f} s"
 
 
 def summarize(
     evaluation: Evaluation,
     model: nn.Module,
-    target: float | None,
+    objective: Objective,
     image_shape: tuple[int, int, int],
 ) -> dict[str, Any]:
     """The figures of ``summary.json`` and ``eval.json`` that follow from a model's evaluation."""
-    figures = evaluation.metrics | {"target_bit_flops": target, "weight_bytes": weight_bytes(model)}
+    figures = evaluation.metrics | {
+        "target_bits": objective.target_bits,
+        "target_bit_flops": objective.target_bit_flops,
+        "weight_bytes": weight_bytes(model),
+    }
     if isinstance(model, QuantizedModel):
+        figures |= cost_figures(evaluation, objective)
         cost = controller_cost(model)
         return figures | {
             "params": cost.backbone_params,
@@ -70,12 +78,23 @@ def summarize(
     }
 
 
+def cost_figures(evaluation: Evaluation, objective: Objective) -> dict[str, Any]:
+    """The target's cost model, and the mean image's costs by all of them."""
+    name = objective.config.cost
+    models: dict[str, CostModel] = all_costs() | {name: objective.cost}
+    return {
+        "cost": name,
+        "target_cost": objective.target,
+        "costs": {own: evaluation.mean_cost(model) for own, model in sorted(models.items())},
+        "peak_activation_bytes": peak_activation_bytes(evaluation.layers),
+    }
+
+
 def run_summary(run: RunState, evaluation: Evaluation) -> dict[str, Any]:
     """The content of ``summary.json``, from the evaluation of the test part."""
     objective = run.learner.objective
     image_shape = run.splits.image_shape
-    return summarize(evaluation, run.learner.model, objective.target, image_shape) | {
-        "target_bits": objective.target_bits,
+    return summarize(evaluation, run.learner.model, objective, image_shape) | {
         "epochs": run.config.trainer.epochs,
         "best_epoch": run.best["epoch"],
         "seconds": run.seconds,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dqnet.config import LossConfig
-from dqnet.costs import bit_flops
+from dqnet.costs import CostModel, cost, find_cost, static_bit_flops
+from dqnet.costs.base import read_options
 from dqnet.costs.network import check_target, default_target_bits
 from dqnet.costs.width import mean_width
 from dqnet.errors import unknown_name
-from dqnet.losses import bit_flops_penalty, distillation, mean_width_penalty, mutual_information
+from dqnet.losses import cost_penalty, distillation, mean_width_penalty, mutual_information
 from dqnet.network import QuantizedModel, ScoredOutput
 from dqnet.ranges import check_ranges
 
@@ -25,23 +28,47 @@ class Objective:
     may end early: β is 0 after ``mutual_information_until`` of the training. The teacher is the
     full-precision network that training starts from; γ is ``distillation``.
 
+    Args:
+        model: what is trained.
+        config: its settings.
+        cost_options: the fields of the cost model, with nothing left to be read from a file;
+            ``None``: as ``config`` says.
+
     Attributes:
+        cost: the model that the penalty and the target are in.
+        cost_options: its fields that are not the default, files having been read.
         target_bits: the target as a width; ``None`` for a float model.
-        target: the same in Bit-FLOPs.
+        target: what the static network of that width costs, by ``cost``.
+        target_bit_flops: the same in Bit-FLOPs.
     """
 
-    def __init__(self, model: nn.Module, config: LossConfig) -> None:
+    def __init__(
+        self, model: nn.Module, config: LossConfig, cost_options: dict[str, Any] | None = None
+    ) -> None:
         if config.penalty not in PENALTIES:
             raise unknown_name("loss.penalty", config.penalty, PENALTIES)
         check_ranges(config, "loss")
         self.config = config
         self.model = model if isinstance(model, QuantizedModel) else None
+        if cost_options is None:
+            cost_options = read_options(config.cost, config.cost_options)
+        self.cost_options = cost_options
+        self.cost: CostModel = find_cost(config.cost, cost_options)
         self.target_bits: float | None = None
         self.target: float | None = None
+        self.target_bit_flops: float | None = None
         if self.model is not None:
             bits = config.target_bits
-            self.target_bits = float(default_target_bits(self.model) if bits is None else bits)
-            self.target = check_target(self.model, self.target_bits)
+            if bits is None:
+                bits = default_target_bits(self.model, self.cost)
+            self.target_bits = float(bits)
+            self.target = check_target(self.model, self.target_bits, by=self.cost)
+            self.target_bit_flops = static_bit_flops(self.model, self.target_bits)
+
+    @property
+    def title(self) -> str:
+        """What the cost is called in a line."""
+        return "Bit-FLOPs" if self.config.cost == "bit_flops" else self.config.cost
 
     def terms(
         self, output: ScoredOutput, labels: Tensor, teacher_logits: Tensor | None = None
@@ -65,7 +92,8 @@ class Objective:
         if not output.routing.shape[1]:  # nothing is routed, so cost and choice cannot change
             return terms
         if self.config.penalty == "bit_flops":
-            penalty = bit_flops_penalty(bit_flops(self.model, output.routing), self.target)
+            costs = cost(self.model, output.routing, self.cost)
+            penalty = cost_penalty(costs, self.target)
         else:
             penalty = mean_width_penalty(mean_width(self.model, output.routing), self.target_bits)
         terms["penalty"] = penalty.float()

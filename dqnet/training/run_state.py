@@ -14,6 +14,7 @@ from torch import Tensor
 from dqnet.config import TrainConfig
 from dqnet.data import Loaders, Splits
 from dqnet.errors import UserError
+from dqnet.measurement import Evaluation
 from dqnet.network import QuantizedModel
 from dqnet.processes import largest
 from dqnet.training.checkpoint import check_same_run, config_of, load_newest, save_checkpoint
@@ -149,15 +150,16 @@ class RunState:
             f"optim.clip_grad; {last}"
         )
 
-    def is_best(self, metrics: dict[str, Any]) -> bool:
+    def is_best(self, evaluation: Evaluation) -> bool:
         """Whether the epoch that was evaluated is the best one so far, which is noted.
 
         Within the budget comes first, then accurate; outside it, cheap. Where there is no
         validation part the latest one counts as the best, as nothing is chosen by the test part.
         """
-        target = self.learner.objective.target
-        affordable = target is None or metrics["bit_flops"] <= COST_TOLERANCE * target
-        rank = [1.0, metrics["top1"]] if affordable else [0.0, -metrics["bit_flops"]]
+        objective, top1 = self.learner.objective, evaluation.metrics["top1"]
+        cost = evaluation.mean_cost(objective.cost)
+        affordable = cost is None or cost <= COST_TOLERANCE * objective.target
+        rank = [1.0, top1] if affordable else [0.0, -cost]
         if self.best is None or self.data.val is None or rank > self.best["rank"]:
             self.best = {"epoch": self.done, "rank": rank}
         return self.best["epoch"] == self.done
@@ -182,6 +184,7 @@ class RunState:
             "images": self.data.images,
             "wandb_id": self.wandb_id,
             "plan": model.plan.to_json() if isinstance(model, QuantizedModel) else None,
+            "cost_options": self.learner.objective.cost_options,
         }
 
 

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dqnet.config import TrainConfig
-from dqnet.costs.network import full_precision_cost, reachable_bits, static_bit_flops
+from dqnet.costs.network import full_precision_cost, reachable_bits
+from dqnet.costs.static import static_bit_flops
 from dqnet.data import load_data
 from dqnet.formats import FULL_PRECISION_BITS
 from dqnet.network import QuantizedModel

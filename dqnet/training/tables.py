@@ -8,9 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from dqnet.costs.static import BIT_FLOPS
 from dqnet.data.splits import lines_of_left_out
 from dqnet.formats import Precision
-from dqnet.units import KILO, MEGA
+from dqnet.units import KILO, MEGA, unit_for
 
 #: characters of a layer's bar, and one shade for each width, the cheapest lightest
 BAR, SHADES = 20, "░▒▓█"
@@ -27,6 +28,13 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
         ratio = summary["bit_flops"] / target
         table.add_row("Bit-FLOPs, mean image", MEGA.show(summary["bit_flops"], ".3f"))
         table.add_row("target", f"{MEGA.show(target, '.3f')} (the mean is {ratio:.3f} of it)")
+        name = summary.get("cost", BIT_FLOPS)  # older summaries lack it
+        if name != BIT_FLOPS:
+            price, target = summary["costs"][name], summary["target_cost"]
+            shown = (
+                f"{unit_for(price).show(price)} (the mean is {price / target:.3f} of the target)"
+            )
+            table.add_row(name, shown)
         if summary.get("budget") is not None:
             share = summary["bit_flops"] / summary["budget_bit_flops"]
             table.add_row(

@@ -89,13 +89,13 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
                 evaluation = evaluate(judged, held_out, device.images, device.autocast)
 
                 metrics = epoch_metrics(run, evaluation)
-                is_best = run.is_best(evaluation.metrics)
+                is_best = run.is_best(evaluation)
                 log.append(metrics, evaluation)  # before what says that the epoch is done with
                 run.next_epoch()
                 if is_best:
                     run.save_best()  # before last.pt: see load_newest
                 run.save()
-                line = epoch_line(metrics, config.trainer.epochs, learner.objective.target)
+                line = epoch_line(metrics, config.trainer.epochs, learner.objective)
                 console.print(line, highlight=False, soft_wrap=True)
     except Stopped as stopped:
         with suppress(NotFiniteError):

@@ -11,7 +11,8 @@ import dqnet
 from dqnet.costs import cost_table
 from dqnet.costs.bit_flops import BitFlops
 from dqnet.costs.controller import controller_cost
-from dqnet.costs.network import check_target, following_macs, reachable_bits
+from dqnet.costs.network import check_target, reachable_bits
+from dqnet.costs.static import following_macs
 from dqnet.costs.width import mean_width
 from dqnet.formats import Precision
 from dqnet.plan import LayerPlan

@@ -48,7 +48,8 @@ class ControllerConfig:
 
     Attributes:
         kind: ``"shared"`` reads the split point's features (the paper's form), ``"separate"`` is a
-            small convolutional network that reads the image itself (the paper's ablation).
+            small convolutional network that reads the image itself (the paper's ablation),
+            ``"table"`` has learned scores that are the same for every image.
         pool: ``"mean"`` (the paper) or ``"mean_std"`` pooled features.
         batch_norm: normalise the pooled features over the batch (the paper: no).
         activation: ``"relu"`` or ``"none"`` between the two fully connected layers.

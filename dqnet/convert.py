@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dqnet.config import ControllerConfig
-from dqnet.controller import Controller, check_controller
+from dqnet.controllers import build_controller, check_controller
 from dqnet.dataflow import PLAIN_LAYERS, dataflow
 from dqnet.errors import UserError, unknown_name
 from dqnet.formats import MAX_BITS, MIN_BITS, Precision, common_precisions
@@ -115,7 +115,7 @@ def quantize(
     if plan.routed:
         shape = sample_input.shape if source is None else trace.shapes[source]
         candidates = common_precisions(plan.routed)
-        head = Controller(tuple(shape[1:]), len(plan.routed), len(candidates), controller)
+        head = build_controller(tuple(shape[1:]), len(plan.routed), len(candidates), controller)
         head.to(sample_input.device)
     swap_modules(model, swaps)  # last, so that a refused conversion leaves the model as it was
     converted = QuantizedModel(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dqnet.backbone_interface import BackboneInterface
-from dqnet.controller import Controller, one_hot_max
+from dqnet.controllers import Controller, one_hot_max
 from dqnet.errors import UserError
 from dqnet.formats import Precision, as_written, common_precisions
 from dqnet.layers.quant_layer import quantized_layers

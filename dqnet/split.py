@@ -75,7 +75,7 @@ def split_point(
         raise UserError("a shared controller reads a module's output: name it in shared_until")
     if name != "auto":
         return SplitPoint(name)
-    if controller.kind == "separate" or not dynamic:
+    if controller.kind != "shared" or not dynamic:
         return SplitPoint(None)
     stages = getattr(model, "feature_info", None) or []
     # Some models hold a FeatureInfo object, which lists alike.

@@ -18,7 +18,7 @@ ORDER = [
     "quantizers",
     "layers",
     "trace dataflow norm_pairs module_swap same_function plan rules split state_dicts structure "
-    "backbone_interface controller",
+    "backbone_interface controllers",
     "network",
     "convert fold calibration",
     "post_training",

@@ -9,11 +9,12 @@ from several import connected
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from dqnet.controller import Controller, _BatchNorm1d
+from dqnet.controllers import build_controller
+from dqnet.controllers.shared import OneValueBatchNorm1d
 from dqnet.layers import QuantConv2d
 from dqnet.layers.global_batch_norm import CpuSyncBatchNorm, synchronize_batch_norms
 from dqnet.layers.width_groups import WidthGroups
-from dqnet.losses import bit_flops_penalty, mutual_information
+from dqnet.losses import cost_penalty, mutual_information
 from dqnet.processes import from_main, gathered, gathered_parts, local_main_first
 
 
@@ -38,12 +39,12 @@ def test_loss_and_gradient_are_those_of_the_global_batch():
     cost = scores_and_cost(weight, x)[1]
     target = 0.99 * cost.mean().item()
     # One process alone is below the target: a mean of penalties would be another one.
-    assert min(bit_flops_penalty(c, target) for c in cost.chunk(2)) == 0
+    assert min(cost_penalty(c, target) for c in cost.chunk(2)) == 0
 
     def step(own):
         w = weight.clone().requires_grad_()
         scores, cost = map(gathered, scores_and_cost(w, own))
-        loss = bit_flops_penalty(cost, target) + mutual_information(scores)
+        loss = cost_penalty(cost, target) + mutual_information(scores)
         loss.backward()
         return loss.detach(), w.grad
 
@@ -58,7 +59,7 @@ def test_loss_and_gradient_are_those_of_the_global_batch():
 NORMS = {
     "2d": lambda: nn.BatchNorm2d(3),
     "1d": lambda: nn.BatchNorm1d(3),
-    "one value per process": lambda: _BatchNorm1d(3),
+    "one value per process": lambda: OneValueBatchNorm1d(3),
     "timm's, with an activation": lambda: BatchNormAct2d(3, act_layer=nn.SiLU),
     "plain mean of all batches": lambda: nn.BatchNorm2d(3, momentum=None),
     "no parameters": lambda: nn.BatchNorm2d(3, affine=False),
@@ -128,7 +129,7 @@ def test_synchronizing_keeps_names_hooks_and_mode():
 
 
 def test_noise_of_an_image_does_not_depend_on_the_number_of_processes():
-    controller = Controller((4, 2, 2), 3, 2)
+    controller = build_controller((4, 2, 2), 3, 2)
     scores = torch.randn(6, 3, 2)
 
     def draw(own):

@@ -12,7 +12,7 @@ from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
 import dqnet
-from dqnet.controller import Controller
+from dqnet.controllers import build_controller
 from dqnet.layers import QuantLinear
 
 SMALL_VIT = {"img_size": 16, "patch_size": 4, "depth": 3, "embed_dim": 24, "num_heads": 3}
@@ -128,8 +128,8 @@ def test_they_train(family):
 def test_the_controller_pools_tokens_as_it_pools_positions(pool):
     config = dqnet.ControllerConfig(pool=pool)
     tokens = torch.randn(5, 12, 7)
-    of_tokens = Controller((12, 7), 3, 2, config).eval()
-    of_maps = Controller((7, 4, 3), 3, 2, config).eval()
+    of_tokens = build_controller((12, 7), 3, 2, config).eval()
+    of_maps = build_controller((7, 4, 3), 3, 2, config).eval()
     of_maps.load_state_dict(of_tokens.state_dict())
     maps = tokens.transpose(1, 2).reshape(5, 7, 4, 3)
     torch.testing.assert_close(of_tokens(tokens), of_maps(maps))

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+import dqnet
 from dqnet.config import ControllerConfig
-from dqnet.controller import Controller
+from dqnet.controllers import build_controller
 from dqnet.errors import UserError
 
 SHAPE, LAYERS, WIDTHS = (6, 8, 8), 4, 3
@@ -19,7 +20,7 @@ PAPER = ControllerConfig(pool="mean", batch_norm=False, activation="none")
 def build(config=None, seed=0, **changes):
     torch.manual_seed(seed)
     config = replace(config or ControllerConfig(), **changes)
-    return Controller(SHAPE, LAYERS, WIDTHS, config)
+    return build_controller(SHAPE, LAYERS, WIDTHS, config)
 
 
 def features(n=5, seed=1):
@@ -262,3 +263,41 @@ def test_hidden_and_dropout_reach_the_layers():
     controller = build(hidden=7, dropout=0.25)
     assert (controller.fc1.out_features, controller.dropout.p) == (7, 0.25)
     assert isinstance(controller.fc2, nn.Linear) and controller.fc2.in_features == 7
+
+
+def test_a_table_has_one_row_of_scores_for_all_images():
+    controller = build(kind="table")
+    assert [tuple(p.shape) for p in controller.parameters()] == [(LAYERS, WIDTHS)]
+    scores = controller(features())
+    assert scores.shape == (5, LAYERS, WIDTHS) and not scores.any() and controller.macs() == 0
+    weights = torch.randn(5, LAYERS, WIDTHS)
+    (scores * weights).sum().backward()
+    torch.testing.assert_close(controller.scores.grad, weights.sum(0))
+
+
+def test_a_network_with_a_table_routes_from_the_start_and_every_image_alike():
+    net = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(4)), nn.Flatten(), nn.Linear(48, 2))
+    model = dqnet.quantize(
+        net, torch.zeros(1, 3, 4, 4), (2, 4), controller=ControllerConfig(kind="table")
+    )
+    assert [layer.name for layer in model.routed_layers] == ["1", "2", "3"]
+    assert model.split_point is None
+    with torch.no_grad():
+        model.controller.scores[1, 1] = 1.0
+    routing = model.eval()(torch.randn(3, 3, 4, 4)).routing
+    assert routing.argmax(-1).tolist() == [[0, 1, 0]] * 3
+
+
+def test_a_table_learns_which_layer_needs_bits():
+    """One layer's width matters to the loss, both cost the same, and the budget is for one."""
+    torch.manual_seed(0)
+    controller = build_controller((1, 1, 1), 2, 2, ControllerConfig(kind="table"))
+    optimizer = torch.optim.Adam(controller.parameters(), 0.1)
+    for _ in range(100):
+        routing = controller.route(controller(torch.zeros(32, 1, 1, 1)))
+        wide = routing[..., 1].mean(0)
+        loss = (1 - wide[0]) + 2 * (wide.sum() - 1).clamp_min(0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert controller.scores.argmax(1).tolist() == [1, 0]

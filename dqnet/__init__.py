@@ -11,6 +11,7 @@ from dqnet.fold import fold_batch_norms
 from dqnet.formats import Format, Precision
 from dqnet.network import Output, QuantizedModel
 from dqnet.plan import Plan
+from dqnet.search import find_plan
 
 __all__ = [
     "Cascade",
@@ -24,6 +25,7 @@ __all__ = [
     "bit_flops",
     "calibrate",
     "cost",
+    "find_plan",
     "fold_batch_norms",
     "layers",
     "models",

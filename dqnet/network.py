@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dqnet.backbone_interface import BackboneInterface
@@ -209,6 +210,22 @@ class QuantizedModel(BackboneInterface):
             scores = scores.masked_fill(lacking, torch.finfo(scores.dtype).min / 4)
         current.scores = scores
         self._router.open(self.route(scores) if current.forced is None else current.forced)
+
+    @contextmanager
+    def fixed(self, chosen: Sequence[int], images: Tensor) -> Iterator[None]:
+        """The backbone's modules may be called one by one meanwhile; the controller does not run.
+
+        Args:
+            chosen: L indices into ``precisions``: what every image runs each routed layer at.
+            images: ``[N, C, H, W]``, of which the number and the device count.
+        """
+        index = torch.tensor(chosen, device=images.device)
+        one = F.one_hot(index, len(self.precisions)).to(images.dtype)
+        routing = one.expand(len(images), -1, -1)
+        with self._router.forward_pass(routing) as current:
+            current.scores = routing
+            self._router.open_alike(routing)
+            yield
 
     @contextmanager
     def unquantized(self) -> Iterator[None]:

@@ -23,6 +23,7 @@ ORDER = [
     "convert fold calibration",
     "post_training",
     "costs",
+    "search",
     "losses cascade",
     "models data",
     "runtime",

@@ -118,6 +118,22 @@ class Router:
             ]
         self.current.columns = columns
 
+    def open_alike(self, routing: Tensor) -> None:
+        """:meth:`open` for a ``routing [N, L, K]`` that is the same for every image.
+
+        Nothing is sorted, so no image is copied.
+        """
+        self.open(routing[:1])
+        images = len(routing)
+        self.current.routing = routing
+        self.current.columns = [
+            Column(
+                column.choice.expand(images, -1),
+                WidthGroups(tuple(images * count for count in column.groups.counts)),
+            )
+            for column in self.current.columns
+        ]
+
     def column(self, index: int, images: int) -> Column:
         """What routed layer ``index`` reads.
 

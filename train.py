@@ -5,6 +5,7 @@ python train.py quant=lsq quant.widths=[3]               # static: one width
 python train.py quant=none                               # full precision: the unconverted model
 python train.py data=cifar10 data.download=true trainer.epochs=200
 python train.py model.name=resnet18 data=imagefolder data.root=PATH data.size=64
+python train.py search=sensitivity quant.widths=[2,4,8] model.checkpoint_path=FLOAT   # a plan
 python train.py -m quant=dorefa,lsq seed=0,1,2           # a sweep: all combinations
 python train.py -m sweep=digits                          # a ready one of conf/sweep
 python train.py --cfg job                                # every setting and its value
@@ -25,6 +26,7 @@ from dqnet.config import TrainConfig
 from dqnet.processes import is_main
 from dqnet.runtime.lock import held
 from dqnet.training.run_state import read_state
+from dqnet.training.search import NO_SEARCH
 from dqnet.training.show_plan import plan_is_wanted, show_plan
 from dqnet.training.train import train
 
@@ -46,6 +48,10 @@ def main(config: DictConfig) -> None:
                 read_state(folder, typed)  # refuses other settings before the record is written
                 record(config, folder)
             train(typed, folder)
+            if typed.search.name != NO_SEARCH and is_main():
+                from dqnet.report.bits import write_bits  # drawing takes a second to load
+
+                write_bits(folder)
 
     job(run, folder)
 

@@ -142,6 +142,16 @@ class LossConfig:
 
 
 @dataclass
+class SearchConfig:
+    """What chooses one precision for every layer before the training. Older checkpoints lack it."""
+
+    name: str = "none"  # none, or one of dqnet.search
+    images: int = 2000  # held-out training images to choose by, at most
+    epochs: int = 8  # of the training that search=table is
+    options: dict[str, Any] = field(default_factory=dict)  # the search's own
+
+
+@dataclass
 class OptimConfig:
     """A timm optimizer and a schedule that is stepped once per update."""
 
@@ -195,6 +205,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)

@@ -36,6 +36,8 @@ RANGES: dict[str, Range] = {
     "loss.mutual_information_until": _SHARE,
     "loss.label_smoothing": _BELOW_1,
     "loss.distillation": _NOT_NEGATIVE,
+    "search.images": _AT_LEAST_1,
+    "search.epochs": _AT_LEAST_1,
     "optim.lr": _ABOVE_0,
     "optim.momentum": _BELOW_1,
     "optim.weight_decay": _NOT_NEGATIVE,

@@ -81,6 +81,7 @@ def loaders(
     rank: int = 0,
     world_size: int = 1,
     observed_images: int = 512,
+    searched_images: int = 2000,
 ) -> Loaders:
     """Batch a data set for training and evaluation.
 
@@ -95,6 +96,7 @@ def loaders(
         device: of the batches; ``None``: the CPU.
         rank, world_size: this process, in ``[0, world_size)``, of how many.
         observed_images: how many of the training images quantizers are calibrated on.
+        searched_images: how many of the validation images a search chooses by.
 
     Raises:
         UserError: ``batch_size`` is not a multiple of ``world_size``, a part has fewer images than
@@ -141,6 +143,7 @@ def loaders(
             loader(train, _some(train_indices, CALIBRATION_IMAGES)) if val is None else val
         ),
         observed=loader(train, _some(train_indices, observed)),
+        searched=None if val is None else loader(train, _some(val_indices, searched_images)),
     )
 
 

@@ -53,6 +53,7 @@ class Loaders:
             else some training images, without augmentation.
         observed: what quantizers are calibrated on: a sample of the training images, without
             augmentation.
+        searched: what a search for widths chooses by: a sample of ``val``; ``None`` without it.
     """
 
     train: Loader
@@ -60,6 +61,7 @@ class Loaders:
     test: Loader
     calibration: Loader
     observed: Loader
+    searched: Loader | None = None
 
     @property
     def images(self) -> dict[str, int]:

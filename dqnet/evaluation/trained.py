@@ -24,6 +24,7 @@ from dqnet.runtime.devices import Device
 from dqnet.training.build import build_model
 from dqnet.training.checkpoint import check_same_data, config_of, load_checkpoint
 from dqnet.training.objective import Objective
+from dqnet.training.search import NO_SEARCH
 from dqnet.training.tables import print_left_out
 from dqnet.training.weights import load_own_weights
 
@@ -142,7 +143,8 @@ def load_trained(checkpoint: str | None, config: EvalConfig, console: Console) -
         raise UserError(f"{path} is a checkpoint of another model: {error.difference}") from error
     load_own_weights(model, content, path)
     model = device.place(model)
-    objective = Objective(model, run.loss, content.get("cost_options", {}))
+    searched = run.search.name != NO_SEARCH
+    objective = Objective(model, run.loss, content.get("cost_options", {}), searched)
     return Trained(path, content, digest, run, device, splits, data, held_out, model, objective)
 
 

@@ -23,6 +23,11 @@ from dqnet.training.optim import build_optimizer, build_schedule
 class Learner:
     """A model ready to be trained, the same one every time for the same configuration.
 
+    Args:
+        config, device, splits: of the run.
+        updates_per_epoch: steps.
+        plan: what a search has found; ``None``: there was none.
+
     Attributes:
         model: the model itself.
         runner: what a training step calls: the model, wrapped for several processes and compiled.
@@ -35,7 +40,12 @@ class Learner:
     """
 
     def __init__(
-        self, config: TrainConfig, device: Device, splits: Splits, updates_per_epoch: int
+        self,
+        config: TrainConfig,
+        device: Device,
+        splits: Splits,
+        updates_per_epoch: int,
+        plan: Plan | None = None,
     ) -> None:
         self.config = config
         self.device = device
@@ -46,9 +56,11 @@ class Learner:
             self.teacher = device.place(teacher)
         # After that, so that a run with a teacher begins as the one without.
         torch.manual_seed(config.seed)
-        model = build_model(config.model, config.quant, splits.num_classes, splits.image_shape)
+        model = build_model(
+            config.model, config.quant, splits.num_classes, splits.image_shape, plan=plan
+        )
         self.model = device.place(model)
-        self.objective = Objective(self.model, config.loss)
+        self.objective = Objective(self.model, config.loss, searched=plan is not None)
         optimizer = build_optimizer(self.model, config.optim, config.quant.parameter_decay)
         self.schedule = None
         if self.updates:

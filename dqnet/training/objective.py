@@ -11,6 +11,7 @@ from dqnet.config import LossConfig
 from dqnet.costs import CostModel, cost, find_cost, static_bit_flops
 from dqnet.costs.base import read_options
 from dqnet.costs.network import check_target, default_target_bits
+from dqnet.costs.static import StaticCosts
 from dqnet.costs.width import mean_width
 from dqnet.errors import unknown_name
 from dqnet.losses import cost_penalty, distillation, mean_width_penalty, mutual_information
@@ -33,6 +34,7 @@ class Objective:
         config: its settings.
         cost_options: the fields of the cost model, with nothing left to be read from a file;
             ``None``: as ``config`` says.
+        searched: whether a search has spent the target, of which it may have left something.
 
     Attributes:
         cost: the model that the penalty and the target are in.
@@ -43,7 +45,11 @@ class Objective:
     """
 
     def __init__(
-        self, model: nn.Module, config: LossConfig, cost_options: dict[str, Any] | None = None
+        self,
+        model: nn.Module,
+        config: LossConfig,
+        cost_options: dict[str, Any] | None = None,
+        searched: bool = False,
     ) -> None:
         if config.penalty not in PENALTIES:
             raise unknown_name("loss.penalty", config.penalty, PENALTIES)
@@ -62,7 +68,9 @@ class Objective:
             if bits is None:
                 bits = default_target_bits(self.model, self.cost)
             self.target_bits = float(bits)
-            self.target = check_target(self.model, self.target_bits, by=self.cost)
+            if not searched:
+                check_target(self.model, self.target_bits, by=self.cost)
+            self.target = StaticCosts(self.model, self.cost).cost(self.target_bits)
             self.target_bit_flops = static_bit_flops(self.model, self.target_bits)
 
     @property

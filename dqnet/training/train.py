@@ -20,6 +20,7 @@ from dqnet.config import TrainConfig
 from dqnet.data import load_data, loaders
 from dqnet.measurement import Evaluation, evaluate
 from dqnet.network import QuantizedModel
+from dqnet.plan import Plan
 from dqnet.processes import broadcast_buffers, from_main, is_main
 from dqnet.ranges import check_ranges
 from dqnet.runtime.devices import Device
@@ -31,6 +32,7 @@ from dqnet.training.logging import RunLog, check_logger
 from dqnet.training.metrics import epoch_line, epoch_metrics, run_summary
 from dqnet.training.post_train import post_train
 from dqnet.training.run_state import NotFiniteError, RunState, read_state
+from dqnet.training.search import NO_SEARCH, searched_plan
 from dqnet.training.tables import print_left_out, print_line, print_summary
 
 
@@ -62,14 +64,21 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
     data = loaders(
         splits, config.data, config.seed,
         device=device.torch_device, rank=device.rank, world_size=device.world_size,
-        observed_images=config.quant.calibration.images,
+        observed_images=config.quant.calibration.images, searched_images=config.search.images,
     )  # fmt: skip
     if found is not None:
         check_same_data(*found, splits, config.data.root, data.images)
-    learner = Learner(config, device, splits, len(data.train))
-
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
+    plan = None
+    if config.search.name != NO_SEARCH:
+        plan = (
+            searched_plan(config, folder, device, splits, data, console, train)
+            if found is None
+            else Plan.from_json(found[1]["plan"])
+        )
+    learner = Learner(config, device, splits, len(data.train), plan)
+
     run = RunState(folder, config, learner, splits, data)
     if found is not None:
         run.resume(*found, console)

@@ -62,16 +62,12 @@ class RunJournal(Journal):
         return self._notes["state"]
 
     def write(self, state: Mapping[str, Any]) -> None:
-        notes = {"config": self._config, "state": dict(state), "seconds": self.seconds}
-        write_json(self.folder / FILE, notes)
+        self._notes["state"] = dict(state)
+        write_json(self.folder / FILE, self._notes | {"seconds": self.seconds})
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Leaves the result, and the state it came from."""
-        notes = (
-            json.loads((self.folder / FILE).read_text()) if (self.folder / FILE).exists() else {}
-        )
-        state = notes.get("state", {}) if notes.get("config") == self._config else {}
-        content = {**result, "seconds": self.seconds, "state": state, "config": self._config}
+        """Writes the result, with the state that it came from."""
+        content = {**result, "seconds": self.seconds, "state": self.read(), "config": self._config}
         write_json(self.folder / FILE, content)
 
     @contextmanager
@@ -152,15 +148,14 @@ def searched_plan(
 def _network(config: TrainConfig, splits: Splits, chooses_apart: bool) -> QuantizedModel:
     """Of the widths that are searched, all pairs of their formats if need be."""
     parts = config.model, config.quant, splits.num_classes, splits.image_shape
-    if not chooses_apart:
-        return build_model(*parts)
-    plan = build_model(*parts, load_weights=False).plan
-    return build_model(*parts, plan=all_pairs(plan))
+    plan = build_model(*parts, load_weights=False).plan if chooses_apart else None
+    torch.manual_seed(config.seed)  # the float network is the one that the run starts from
+    return build_model(*parts, plan=None if plan is None else all_pairs(plan))
 
 
 @torch.no_grad()
 def _accuracies(model: QuantizedModel, batches: list[Batch], plan: Plan) -> dict[str, Any]:
-    """On the held-out images: of the plan as it is, and with nothing that was searched quantized."""
+    """On the held-out images: of the plan, and with all that was searched in full precision."""
     model.eval()
     trials = Trials(Operations(model, batches[0][0][:2]), batches)
     chosen_of = {layer.name: layer.precisions for layer in plan.layers}

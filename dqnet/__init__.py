@@ -7,6 +7,8 @@ from dqnet.config import ControllerConfig
 from dqnet.convert import quantize
 from dqnet.costs import bit_flops, cost, static_bit_flops
 from dqnet.errors import UserError
+from dqnet.export.runtime import load_exported
+from dqnet.export.write import Preprocessing, export_onnx
 from dqnet.fold import fold_batch_norms
 from dqnet.formats import Format, Precision
 from dqnet.network import Output, QuantizedModel
@@ -20,14 +22,17 @@ __all__ = [
     "Output",
     "Plan",
     "Precision",
+    "Preprocessing",
     "QuantizedModel",
     "UserError",
     "bit_flops",
     "calibrate",
     "cost",
+    "export_onnx",
     "find_plan",
     "fold_batch_norms",
     "layers",
+    "load_exported",
     "models",
     "quantize",
     "static_bit_flops",

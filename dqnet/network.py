@@ -114,6 +114,11 @@ class QuantizedModel(BackboneInterface):
         return self._plan
 
     @property
+    def image_shape(self) -> tuple[int, ...]:
+        """``(C, H, W)`` of the images that it was converted for."""
+        return self._image_shape
+
+    @property
     def layers(self) -> tuple[LayerPlan, ...]:
         """The plan's: every convolution and fully connected layer, in execution order."""
         return self.plan.layers

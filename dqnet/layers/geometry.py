@@ -69,7 +69,7 @@ class ConvGeometry(Geometry):
     def sum_positions(self, grad: Tensor) -> Tensor:
         return grad.sum((2, 3))
 
-    def _margins(self, x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
+    def margins(self, x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
         """Left, right, top and bottom zeros of the "same" form."""
         margins = []
         for axis in (1, 0):
@@ -83,7 +83,7 @@ class ConvGeometry(Geometry):
         """The input with its zeros around it."""
         vertical, horizontal = self.padding
         zeros = (horizontal, horizontal, vertical, vertical)
-        return F.pad(x, self._margins(x, weight) if self.same else zeros)
+        return F.pad(x, self.margins(x, weight) if self.same else zeros)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if self.same:
@@ -95,7 +95,7 @@ class ConvGeometry(Geometry):
     ) -> tuple[Tensor | None, Tensor | None]:
         shape = x.shape
         if self.same:
-            left, _, top, _ = margins = self._margins(x, weight)
+            left, _, top, _ = margins = self.margins(x, weight)
             x = F.pad(x, margins)
         grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
             grad, x, weight, None, self.stride, self.padding, self.dilation, False, (0, 0),

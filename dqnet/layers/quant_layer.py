@@ -194,6 +194,10 @@ class QuantLayer(nn.Module):
         weight = self.weight_to_quantize()
         return tuple((own, quantizer.encode(weight, k)) for k, own in enumerate(quantizer.formats))
 
+    def input_format(self, k: int) -> int:
+        """The index of precision k's input format, as the input's quantizer counts."""
+        return self._input_index[k]
+
     def quantized_input(self, x: Tensor, k: int = 0) -> Tensor:
         """The input ``[N, ...]`` at precision k, differentiable."""
         return self.input_quantizer(x, self._input_index[k])

@@ -7,6 +7,7 @@ python eval.py checkpoint=runs/default controls=true     # is the routing instan
 python eval.py checkpoint=runs/static3 sparsity=true     # energy on hardware that skips zeros
 python eval.py checkpoint=runs/default report=html       # a page with every image
 python eval.py checkpoint=runs/default report=html logger=wandb    # and its content to W&B
+python eval.py checkpoint=runs/default export=onnx       # model.onnx for other runtimes
 python eval.py checkpoint=runs/static3 cascade.checkpoint=runs/static4    # unsure ones again
 python eval.py checkpoint=runs/default budget=2.6 cascade.budget=3.4      # the same, one network
 python eval.py checkpoint=runs/default/last.pt output=elsewhere
@@ -27,6 +28,7 @@ from dqnet.errors import unknown_name
 from dqnet.evaluation.evaluate_cascade import evaluate_cascade
 from dqnet.evaluation.evaluate_checkpoint import evaluate_checkpoint
 from dqnet.evaluation.tables import print_evaluation
+from dqnet.export.agreement import agreement_line, check_export, export_trained
 from dqnet.report.runs import read_run
 from dqnet.training.logging import start_wandb
 from dqnet.training.tables import print_line
@@ -47,6 +49,7 @@ def evaluate_and_report(config: EvalConfig, console: Console | None = None) -> d
     baselines = [Path(run) for run in config.report.baselines]
     for baseline in baselines:  # not after minutes of evaluation
         read_run(baseline)
+    check_export(config.export)
     evaluated = evaluate_checkpoint(config, console)
     folder, results = evaluated.folder, evaluated.results
     written = [folder / "eval.json", folder / "per_sample.csv"]
@@ -59,6 +62,10 @@ def evaluate_and_report(config: EvalConfig, console: Console | None = None) -> d
         from dqnet.report.page.html import write_report
 
         written += [folder / "samples.npz", write_report(folder, baselines)]
+    if config.export.name != "none":
+        agreement = export_trained(evaluated.trained, config.export, folder)
+        written += [folder / "model.onnx", folder / "export.json"]
+        print_line(console, agreement_line(agreement))
     if config.logger.name == "wandb":
         # A run that was trained with W&B goes on as the same run.
         trained = evaluated.trained

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dqnet.errors import UserError
 from dqnet.layers import QuantLayer, quantized_layers
+from dqnet.residual import ValueQuantizer
 
 
 def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
@@ -35,13 +36,14 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
     """
     named = quantized_layers(model)
     layers = list(named.values())
+    between = [module for module in model.modules() if isinstance(module, ValueQuantizer)]
     if not layers:
         raise UserError("there is nothing to calibrate: the model has no quantized layer")
     for name, layer in named.items():
         if not layer.weight.isfinite().all():
             raise UserError(f"the weight of layer {name!r} has NaN or infinite values")
     images, structured = 0, False
-    with torch.no_grad(), _observing(model, layers):
+    with torch.no_grad(), _observing(model, [*layers, *between]):
         for layer in layers:
             layer.weight_quantizer.observe(layer.weight_to_quantize())
         for batch in batches:
@@ -56,6 +58,7 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
             "give training images"
         )
     quantizers = [q for layer in layers for q in (layer.weight_quantizer, layer.input_quantizer)]
+    quantizers += [own.output_quantizer for own in between]
     for cls in {type(quantizer) for quantizer in quantizers}:
         cls.pool([quantizer for quantizer in quantizers if type(quantizer) is cls])
     for name, layer in named.items():
@@ -64,11 +67,13 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
                 quantizer.complete()
             except UserError as error:
                 raise UserError(f"layer {name!r}: {error}") from error
+    for value in between:
+        value.output_quantizer.complete()
     return images
 
 
 @contextmanager
-def _observing(model: nn.Module, layers: list[QuantLayer]) -> Iterator[None]:
+def _observing(model: nn.Module, layers: list[QuantLayer | ValueQuantizer]) -> Iterator[None]:
     training = {module: module.training for module in model.modules()}
     model.eval()
     for layer in layers:

@@ -123,6 +123,7 @@ class QuantConfig:
     width_affine: bool = MISSING  # each width scales and shifts a layer's output on its own
     # Of the gradient to each quantized layer's output; None: as it is. Older checkpoints lack it.
     gradient_bits: int | None = None
+    residual: int | None = None  # bits between layers; None: float32. Older checkpoints lack it.
     controller: ControllerConfig = field(default_factory=ControllerConfig)
 
 
@@ -247,6 +248,16 @@ class ReportConfig:
 
 
 @dataclass
+class ExportConfig:
+    """A file of the network for other runtimes, and how it agrees with the simulated one."""
+
+    name: str = "none"  # none or onnx
+    form: str = "exact"  # or integer
+    packed: bool = False  # weights of up to 4 bits in 4 bits, with form=exact
+    runtime: str = "auto"  # what it is compared in: auto, onnxruntime or openvino
+
+
+@dataclass
 class EvalConfig:
     """What eval.py reads beside the checkpoint."""
 
@@ -259,6 +270,7 @@ class EvalConfig:
     sparsity: bool = False  # zeros of weights and inputs: sparsity.csv, and the energy without them
     cascade: CascadeConfig = field(default_factory=CascadeConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     logger: LoggerConfig = field(default_factory=lambda: LoggerConfig(name="none"))
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
     trainer: EvalTrainerConfig = field(default_factory=EvalTrainerConfig)

@@ -13,6 +13,7 @@ from dqnet.controllers import build_controller, check_controller
 from dqnet.dataflow import PLAIN_LAYERS, dataflow
 from dqnet.errors import UserError, unknown_name
 from dqnet.formats import MAX_BITS, MIN_BITS, Precision, common_precisions
+from dqnet.graph import operations
 from dqnet.layers import QuantConv2d, QuantLayer, QuantLinear
 from dqnet.layers.following_norm import FORMS, FollowingNorm
 from dqnet.layers.quant_layer import Quantization
@@ -21,6 +22,7 @@ from dqnet.network import QuantizedModel
 from dqnet.norm_pairs import norm_pairs
 from dqnet.plan import Plan
 from dqnet.quantizers import Method, Options, find_quantizers
+from dqnet.residual import ValueQuantizer, check_residual, places
 from dqnet.rules import DEFAULT_STATIC, QUANTIZABLE, Rule, Rules, before_split, plan_by_rules
 from dqnet.split import split_point
 from dqnet.trace import Trace, trace_model, warn_uncounted
@@ -47,6 +49,7 @@ def quantize(
     width_affine: bool = True,
     fold_batch_norm: str | bool = False,
     gradient_bits: int | None = None,
+    residual: int | None = None,
 ) -> QuantizedModel:
     """Converts a plain CNN; with one width the result is static, with several it is dynamic.
 
@@ -78,6 +81,8 @@ def quantize(
             :mod:`dqnet.layers.following_norm`).
         gradient_bits: what the gradient to each quantized layer's output is quantized to in
             training, 1 to 16 bits (see :mod:`dqnet.layers.gradient_bits`); ``None``: it is not.
+        residual: bits, 2 to 8, of what is added, pooled or concatenated between layers, which an
+            integer network holds as codes (see :mod:`dqnet.residual`); ``None``: float32.
 
     Raises:
         UserError: for an unknown name, a bad width, a pattern that matches nothing, a split point
@@ -96,9 +101,19 @@ def quantize(
             f"gradient_bits {gradient_bits} must be an integer from {MIN_BITS} to {MAX_BITS}, or "
             "none for gradients as they are"
         )
+    check_residual(residual)
     trace, split, plan = make_plan(model, sample_input, rules, plan, shared_until, controller)
 
     norms = _norms_to_fold(model, sample_input, plan, quantizer, fold_batch_norm)
+
+    between: dict[str, ValueQuantizer] = {}
+    if residual is not None:
+        steps = operations(model, tuple(sample_input.shape[1:]))
+        signs = places(steps, {layer.name for layer in plan.routed})
+        between = {
+            name: ValueQuantizer(residual, signed).to(sample_input.device)
+            for name, signed in signs.items()
+        }
 
     how = Quantization(quantizer, options, width_affine, gradient_bits)
     swaps = {
@@ -119,8 +134,9 @@ def quantize(
         head.to(sample_input.device)
     swap_modules(model, swaps)  # last, so that a refused conversion leaves the model as it was
     converted = QuantizedModel(
-        model, head, source, plan, sample_input.shape[1:], choice_gradient, trace.overwritten
-    )
+        model, head, source, plan, sample_input.shape[1:], choice_gradient, trace.overwritten,
+        between,
+    )  # fmt: skip
     if sample_input.device.type == "cpu":
         # A convolution of many small groups is a tenth faster in this format, and passes it on.
         # Not by converted.to(), which refuses parameters of five axes.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from dqnet.layers.quant_layer import quantized_layers
 from dqnet.layers.router import Router, check_one_hot
 from dqnet.plan import LayerPlan, Plan
 from dqnet.recording import refuse_recording, refuse_scripting, refuse_symbols
+from dqnet.residual import ValueQuantizer
 from dqnet.state_dicts import BACKBONE_PREFIX as BACKBONE_PREFIX  # it is read from here, too
 from dqnet.state_dicts import accept_other_state_dicts
 from dqnet.structure import REMEDY, Structure, plan_of_changed
@@ -48,6 +49,7 @@ class QuantizedModel(BackboneInterface):
             those of its layers.
         candidates: bool ``[L, K]``: which of them each routed layer has; ``None``: every one has
             all.
+        residual: the quantizers between layers; none unless asked for.
         prices: ``[L, K]``, what :meth:`route` takes from the scores in evaluation; ``None``:
             nothing, as it was trained. It is not part of the state dict.
     """
@@ -61,6 +63,7 @@ class QuantizedModel(BackboneInterface):
         image_shape: tuple[int, ...],
         choice_gradient: str = "exact",
         overwritten: bool = False,
+        residual: Mapping[str, ValueQuantizer] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -88,6 +91,11 @@ class QuantizedModel(BackboneInterface):
         for column, layer in enumerate(plan.routed):
             module = backbone.get_submodule(layer.name)
             module.router, module.column = self._router, column
+        # Keys of a ModuleDict have no dots.
+        self.residual = nn.ModuleDict()
+        for name, own in (residual or {}).items():
+            self.residual[name.replace(".", "/")] = own
+            backbone.get_submodule(name).register_forward_hook(own.hook)
         if controller is not None and split_point is not None:
             backbone.get_submodule(split_point).register_forward_hook(self._after_split_point)
         self.register_load_state_dict_pre_hook(accept_other_state_dicts)
@@ -112,6 +120,11 @@ class QuantizedModel(BackboneInterface):
             self._router.names = tuple(layer.name for layer in self._plan.routed)
             self.precisions = _precisions(self._plan)
         return self._plan
+
+    @property
+    def value_quantizers(self) -> dict[str, ValueQuantizer]:
+        """Those between layers: by the module whose output they quantize."""
+        return {name.replace("/", "."): own for name, own in self.residual.items()}
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -235,7 +248,7 @@ class QuantizedModel(BackboneInterface):
     @contextmanager
     def unquantized(self) -> Iterator[None]:
         """The backbone runs in full precision meanwhile; no quantizer sees anything."""
-        layers = quantized_layers(self).values()
+        layers = (*quantized_layers(self).values(), *self.value_quantizers().values())
         self._router.bypassed = True
         for layer in layers:
             layer.unquantized = True

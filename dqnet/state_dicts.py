@@ -13,7 +13,7 @@ from dqnet.errors import UserError
 #: a converted backbone's names begin with it
 BACKBONE_PREFIX = "backbone."
 #: what the names of parameters and buffers have in them that the float model does not have
-ADDED = (".weight_quantizer.", ".input_quantizer.", ".affine.")
+ADDED = (".weight_quantizer.", ".input_quantizer.", ".output_quantizer.", ".affine.")
 #: torch.compile adds it to the names of what it compiled, which may be single layers
 COMPILED = "_orig_mod."
 #: the counter that ``torch.optim.swa_utils.AveragedModel`` adds to the weights

@@ -25,7 +25,7 @@ def composed(name, *overrides):
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes(choice):
     name, schema = ("train", TrainConfig)
-    if choice.startswith("report="):
+    if choice.startswith(("report=", "export=")):
         name, schema = ("eval", EvalConfig)
     assert isinstance(to_object(schema, composed(name, choice)), schema)
 

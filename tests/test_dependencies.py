@@ -17,8 +17,8 @@ ORDER = [
     "formats",
     "quantizers",
     "layers",
-    "trace dataflow norm_pairs graph module_swap same_function plan rules split state_dicts "
-    "structure backbone_interface controllers",
+    "trace dataflow norm_pairs graph residual module_swap same_function plan rules split "
+    "state_dicts structure backbone_interface controllers",
     "network",
     "convert fold calibration",
     "post_training",

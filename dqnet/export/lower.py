@@ -36,18 +36,17 @@ PLAIN = {
     "slice": lambda options: n.Slice(
         tuple((part.start, part.stop, part.step) for part in options["slices"][2:])
     ),
-    "max_pool": lambda options: _pool("max", options),
-    "average_pool": lambda options: _pool("mean", options),
 }
+POOLS = {"max_pool": "max", "average_pool": "mean"}
 
 
 def _numbers(limit: float | Tensor) -> float | np.ndarray:
     return _array(limit) if isinstance(limit, Tensor) else float(limit)
 
 
-def _pool(kind: str, options: dict[str, Any]) -> n.Pool:
+def _pool(kind: str, options: dict[str, Any], channels: int) -> n.Pool:
     pads = options["pads"] * 2
-    return n.Pool(kind, options["kernel"], options["stride"], pads)
+    return n.Pool(kind, options["kernel"], options["stride"], pads, channels)
 
 
 def _array(x: Tensor) -> np.ndarray:
@@ -80,6 +79,7 @@ class _Lowering:
         self.graph = n.Graph(model.image_shape)
         self.values: list[str] = []  # of each operation
         self.taken: set[str] = {*RESERVED}
+        self.between = model.value_quantizers
         self.columns = {layer.name: i for i, layer in enumerate(model.routed_layers)}
 
     def run(self, steps: Operations) -> n.Graph:
@@ -96,6 +96,12 @@ class _Lowering:
                 value = self._layer(step, steps, None if norm is None else steps.steps[norm])
             else:
                 value = self._other(step)
+            for name in step.result_of:
+                if name in self.between:
+                    grid = grid_of(
+                        self.between[name].output_quantizer, 0, f"the output of {name!r}"
+                    )
+                    value = self._on_grid(value, grid, f"{name}.output")
             self.values.append(value)
             if self.model.split_point in step.result_of and self.model.controller is not None:
                 self._route(value)
@@ -183,6 +189,9 @@ class _Lowering:
         if step.kind == "norm":
             scale, shift = _affine(step.module)
             return self.add(n.Affine(scale, shift), inputs, step.name)
+        if step.kind in POOLS:
+            pool = _pool(POOLS[step.kind], step.options, step.shape[0])
+            return self.add(pool, inputs, step.name)
         if step.kind not in PLAIN:
             raise UserError(f"{step.name} has no integer form")
         return self.add(PLAIN[step.kind](step.options), inputs, step.name)

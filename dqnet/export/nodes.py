@@ -42,7 +42,7 @@ class Weight:
 
     Attributes:
         codes: int16 ``[O, ...]``, of which each channel's span at most 255.
-        scale: float64 ``[O]``, at least 0.
+        scale: float64 ``[O]``, at least 0; where codes are int8, of either sign.
         bits: what the quantizer used; an export may store them in more.
     """
 
@@ -113,12 +113,14 @@ class Pool:
         kind: ``max`` or ``mean``.
         kernel, strides: of the image axes.
         pads: as of :class:`Conv`.
+        channels: of the image.
     """
 
     kind: str
     kernel: tuple[int, int]
     strides: tuple[int, int]
     pads: tuple[int, int, int, int]
+    channels: int
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,7 @@ class ExactForm:
         self.writer.add("Pad", [*inputs, pads, "", axes], output)
 
     def _controller(self, own: n.Controller, inputs: list[str], output: str) -> None:
-        write_controller(self.writer, own, inputs[0], output)
+        write_controller(self.writer, own, inputs[0], output, (2, 3))
 
 
 _WRITE: dict[type, Callable[..., None]] = {

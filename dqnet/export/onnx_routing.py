@@ -26,9 +26,11 @@ class Form(Protocol):
     def write(self, node: n.Node) -> None: ...
 
 
-def write_controller(writer: Writer, own: n.Controller, features: str, output: str) -> None:
-    """float32 features ``[1, C, H, W]`` to scores ``[L, K]``."""
-    axes = writer.constant("controller.axes", [2, 3], np.int64)
+def write_controller(
+    writer: Writer, own: n.Controller, features: str, output: str, image_axes: tuple[int, int]
+) -> None:
+    """float32 features of one image, with these image axes, to scores ``[L, K]``."""
+    axes = writer.constant("controller.axes", image_axes, np.int64)
     x = writer.new("ReduceMean", [features, axes], "controller.mean", keepdims=0)
     if own.spread:
         squares = writer.new("Mul", [features, features], "controller.squares")

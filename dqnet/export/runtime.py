@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from dqnet.errors import UserError, unknown_name
+from dqnet.export.integer import SAFE_CODE
 from dqnet.export.onnx_routing import FORCED, LAMBDA
 from dqnet.export.onnx_writer import ENTRY, import_onnx
 from dqnet.network import Output
 
-#: without VNNI, sums of two products of uint8 and int8 are kept in 16 bits, which hold codes up to it
-SAFE_CODE = 64
 RUNTIMES = ("auto", "onnxruntime", "openvino")
 
 
@@ -188,9 +187,8 @@ def _onnxruntime(content: bytes, metadata: dict[str, Any], threads: int) -> Sess
     if metadata["form"] == "exact":
         # It would make integer convolutions whose bias is rounded to their own scale.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-    else:
-        # Without VNNI sums of two products are kept in 16 bits, which saturate for int8 weights.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+    elif metadata["largest_weight_code"] > SAFE_CODE and not _has_vnni():
+        content = _unsigned_weights(content)
     session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
     return lambda feeds: session.run(None, feeds)
 
@@ -229,6 +227,21 @@ def _has_vnni() -> bool:
     except OSError:
         return False
     return any("vnni" in flag for flag in flags)
+
+
+def _unsigned_weights(content: bytes) -> bytes:
+    """A file of form integer whose int8 constants, weights and their zeros, are uint8.
+
+    Its products are summed in 32 bits on every processor: ``session.x64quantprecision`` would do
+    so, but not for convolutions of this kind.
+    """
+    onnx = import_onnx()
+    model = onnx.load_from_string(content)
+    for own in model.graph.initializer:
+        if own.data_type == onnx.TensorProto.INT8:
+            codes = onnx.numpy_helper.to_array(own).astype(np.int16) + 128
+            own.CopyFrom(onnx.numpy_helper.from_array(codes.astype(np.uint8), own.name))
+    return model.SerializeToString()
 
 
 def _required_inputs(content: bytes) -> tuple[bytes, dict[str, np.ndarray]]:

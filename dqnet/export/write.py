@@ -12,9 +12,11 @@ from torch import nn
 
 from dqnet.errors import UserError, unknown_name
 from dqnet.export import nodes as n
+from dqnet.export.integer import to_integer
 from dqnet.export.lower import RESERVED, lower
 from dqnet.export.onnx_exact import ExactForm
-from dqnet.export.onnx_routing import routing_inputs
+from dqnet.export.onnx_integer import IntegerForm
+from dqnet.export.onnx_routing import Form, routing_inputs
 from dqnet.export.onnx_writer import Writer, import_onnx
 from dqnet.network import QuantizedModel
 
@@ -81,12 +83,16 @@ def export_onnx(
     graph = lower(model)
     writer = Writer()
     writer.reserve(*RESERVED)
-    own = ExactForm(graph, writer, packed=packed)
+    if form == "integer":
+        graph = to_integer(graph)
+        own = IntegerForm(graph, writer)
+    else:
+        own = ExactForm(graph, writer, packed=packed)
     _write(graph, own, path, metadata_of(model, graph, form, class_names, preprocessing))
     return graph
 
 
-def _write(graph: n.Graph, form: ExactForm, path: Path, metadata: dict[str, Any]) -> None:
+def _write(graph: n.Graph, form: Form, path: Path, metadata: dict[str, Any]) -> None:
     writer = form.writer
     writer.reserve(*(node.output for node in graph.all_nodes()))
     images = 1 if graph.routing is not None else "N"

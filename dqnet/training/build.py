@@ -68,6 +68,7 @@ def build_model(
         width_affine=quant.width_affine,
         fold_batch_norm=False if quant.fold_batch_norm is True else quant.fold_batch_norm,
         gradient_bits=quant.gradient_bits,
+        residual=quant.residual,
     )
 
 

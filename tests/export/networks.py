@@ -9,9 +9,13 @@ import dqnet
 
 
 class Varied(nn.Module):
-    """Strides, groups, dilation, pooling, concatenation and a norm on its own, in 16 px."""
+    """Strides, groups, dilation, pooling, concatenation, in 16 px.
 
-    def __init__(self):
+    Args:
+        norm: whether there is one that no layer can contain.
+    """
+
+    def __init__(self, norm=True):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 8, 3, stride=2, padding=1)
         self.bn1 = nn.BatchNorm2d(8)
@@ -23,7 +27,8 @@ class Varied(nn.Module):
         self.conv3 = nn.Conv2d(8, 4, 1)
         self.act3 = nn.ReLU()
         self.mean = nn.AvgPool2d(2)
-        self.bn4 = nn.BatchNorm2d(12)
+        self.joined = nn.Identity()
+        self.bn4 = nn.BatchNorm2d(12) if norm else nn.Identity()
         self.conv4 = nn.Conv2d(12, 6, 3, padding="same")
         self.act4 = nn.ReLU()
         self.fc = nn.Linear(6 * 16, 5)
@@ -31,7 +36,7 @@ class Varied(nn.Module):
     def forward(self, x):
         x = self.pool(self.act1(self.bn1(self.conv1(x))))
         y = self.act2(self.bn2(self.conv2(x)) + x)
-        x = self.mean(torch.cat((y, self.act3(self.conv3(y))), 1))
+        x = self.mean(self.joined(torch.cat((y, self.act3(self.conv3(y))), 1)))
         x = self.act4(self.conv4(self.bn4(x)))
         return self.fc(torch.flatten(x, 1))
 
@@ -59,7 +64,10 @@ def images(count=4, size=16, seed=1):
 def converted(name="varied", size=16, **how):
     """A calibrated network in evaluation mode."""
     torch.manual_seed(0)
-    model = Varied() if name == "varied" else timm.create_model(name, num_classes=5)
+    if name in ("varied", "foldable"):
+        model = Varied(norm=name == "varied")
+    else:
+        model = timm.create_model(name, num_classes=5)
     model = dqnet.quantize(randomize(model), torch.zeros(1, 3, size, size), **how)
     dqnet.calibrate(model, [images(16, size, seed=2)])
     for module in model.modules():

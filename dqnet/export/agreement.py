@@ -1,0 +1,99 @@
+"""Exports a run's network, and measures how the file agrees with the simulated network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dqnet.config import DataConfig, ExportConfig
+from dqnet.errors import UserError, unknown_name
+from dqnet.evaluation.trained import Trained
+from dqnet.export.runtime import RUNTIMES, load_exported
+from dqnet.export.write import FORMS, Preprocessing, export_onnx
+from dqnet.network import Output
+from dqnet.runtime.files import write_json
+
+NAMES = ("none", "onnx")
+#: logits that differ by less count as the same
+CLOSE = 1e-3
+
+
+def check_export(config: ExportConfig) -> None:
+    """Raises UserError for a setting that does not exist, before minutes of evaluation."""
+    for key, valid in (("name", NAMES), ("form", FORMS), ("runtime", RUNTIMES)):
+        if getattr(config, key) not in valid:
+            raise unknown_name(f"export.{key}", getattr(config, key), valid)
+
+
+@torch.no_grad()
+def export_trained(trained: Trained, config: ExportConfig, folder: Path) -> dict[str, Any]:
+    """Writes ``model.onnx`` and ``export.json``.
+
+    Args:
+        trained: the network, at its budget if it has one, and the images to compare on.
+        config: which form, and which runtime it is compared in.
+        folder: where the files go.
+
+    Returns:
+        The content of ``export.json``.
+    """
+    path = folder / "model.onnx"
+    export_onnx(
+        trained.model, path, config.form, packed=config.packed,
+        class_names=trained.splits.class_names, preprocessing=_preprocessing(trained.config.data),
+    )  # fmt: skip
+    net = load_exported(path, config.runtime)
+    content = {
+        "form": config.form,
+        "packed": config.packed,
+        "runtime": net.runtime,
+        "file_bytes": path.stat().st_size,
+        "checkpoint_sha256": trained.sha256,
+        **_agreement(trained, net),
+    }
+    write_json(folder / "export.json", content)
+    return content
+
+
+def _preprocessing(data: DataConfig) -> Preprocessing:
+    return Preprocessing(data.size, tuple(data.mean), tuple(data.std))
+
+
+def _agreement(trained: Trained, net: nn.Module) -> dict[str, float]:
+    """Over all images of the part that is evaluated."""
+    model = trained.model.eval()
+    images = same = close = routed = simulated_right = right = 0
+    for batch, labels in trained.held_out:
+        batch, labels = trained.device.images(batch), labels.cpu()
+        expected = Output(*(part.float().cpu() for part in model(batch)))
+        found = net(batch)
+        answer, simulated = found.logits.argmax(1), expected.logits.argmax(1)
+        images += len(labels)
+        same += (answer == simulated).sum().item()
+        close += ((found.logits - expected.logits).abs().amax(1) < CLOSE).sum().item()
+        routed += (found.routing == expected.routing).flatten(1).all(1).sum().item()
+        right += (answer == labels).sum().item()
+        simulated_right += (simulated == labels).sum().item()
+    if not images:
+        raise UserError("there are no images to compare the export on")
+    return {
+        "images": images,
+        "same_predictions": same / images,
+        "close_logits": close / images,
+        "same_routing": routed / images,
+        "top1": 100 * right / images,
+        "simulated_top1": 100 * simulated_right / images,
+    }
+
+
+def agreement_line(content: dict[str, Any]) -> str:
+    """What the table of an evaluation says of an export."""
+    return (
+        f"exported, form {content['form']}, {content['file_bytes'] / 1000:.1f} kB: "
+        f"{content['same_predictions']:.2%} of {content['images']} predictions are the simulated "
+        f"network's in {content['runtime']}, top-1 {content['top1']:.2f} % "
+        f"(simulated {content['simulated_top1']:.2f} %)"
+    )

@@ -1,0 +1,61 @@
+"""``eval.py export=onnx``: the files beside an evaluation, and what they say."""
+
+import json
+
+import onnx
+import pytest
+
+import dqnet
+from dqnet.errors import UserError
+
+RESIDUAL = ("quant.first_last=8", "quant.residual=8")
+
+
+@pytest.fixture(scope="module")
+def static(run):
+    return run("quant=lsq", "quant.widths=[4]", *RESIDUAL)
+
+
+@pytest.fixture(scope="module")
+def dynamic(run):
+    return run("quant=lsq", "quant.widths=[3,4]", *RESIDUAL)
+
+
+@pytest.mark.parametrize("form", ["exact", "integer"])
+@pytest.mark.parametrize("kind", ["static", "dynamic"])
+def test_a_trained_network_is_exported_and_compared(kind, form, request, measure):
+    done = request.getfixturevalue(kind)
+    results = measure(done, "export=onnx", f"export.form={form}")
+    content = json.loads((done.folder / "export.json").read_text())
+    assert (content["form"], content["images"]) == (form, 60)
+    assert content["same_predictions"] >= 0.95
+    assert content["simulated_top1"] == pytest.approx(results["top1"])
+    assert content["file_bytes"] == (done.folder / "model.onnx").stat().st_size
+    net = dqnet.load_exported(done.folder / "model.onnx")
+    assert net.metadata["class_names"] == list("0123456789")
+    assert net.metadata["preprocessing"]["size"] == 8
+    assert net.dynamic == (kind == "dynamic")
+
+
+def test_the_same_settings_that_packing_knows(static, measure):
+    measure(static, "export=onnx", "export.packed=true", "export.runtime=onnxruntime")
+    kinds = {own.data_type for own in onnx.load(static.folder / "model.onnx").graph.initializer}
+    assert onnx.TensorProto.INT4 in kinds
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("export.form=fast", "unknown export.form 'fast'"),
+        ("export.name=tflite", "unknown export.name 'tflite'"),
+        ("export.runtime=tvm", "unknown export.runtime 'tvm'"),
+    ],
+)
+def test_settings_that_do_not_exist(setting, message, static, measure):
+    with pytest.raises(UserError, match=message):
+        measure(static, setting)
+
+
+def test_a_network_in_full_precision_is_refused(run, measure):
+    with pytest.raises(UserError, match="in full precision: convert it first"):
+        measure(run("quant=none"), "export=onnx")

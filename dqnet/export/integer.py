@@ -31,10 +31,11 @@ def to_integer(graph: n.Graph) -> n.Graph:
         UserError: for a value without a grid; the operation that computes it is named.
     """
     made = replace(graph, nodes=list(graph.nodes), grids=dict(graph.grids))
+    _check_operations(made)
     _grids_forward(made)
     while _fuse_one(made):
         pass
-    _check(made)
+    _check_grids(made)
     made.nodes = [_with_integers(node, made) for node in made.nodes]
     return made
 
@@ -95,12 +96,8 @@ def _renamed(node: n.Node, output: str) -> n.Node:
     return n.Node(own, node.inputs, output)
 
 
-def _check(graph: n.Graph) -> None:
-    """Raises UserError for the first value that should be a code and is not."""
-    last = {graph.logits, graph.routing}
-    for node in reversed(graph.nodes):  # the last layer's numbers are the logits
-        if node.output in last and isinstance(node.operation, n.Identity):
-            last.add(node.inputs[0])
+def _check_operations(graph: n.Graph) -> None:
+    """Raises UserError for an operation that has no form of codes."""
     for node in graph.nodes:
         if isinstance(node.operation, n.Conv) and node.inputs[0] not in graph.grids:
             raise UserError(
@@ -112,6 +109,15 @@ def _check(graph: n.Graph) -> None:
                 f"norm {node.output!r} follows no layer that it could be part of, and has no "
                 "integer form: export with form=exact"
             )
+
+
+def _check_grids(graph: n.Graph) -> None:
+    """Raises UserError for the first value that should be a code and is not."""
+    last = {graph.logits, graph.routing}
+    for node in reversed(graph.nodes):  # the last layer's numbers are the logits
+        if node.output in last and isinstance(node.operation, n.Identity):
+            last.add(node.inputs[0])
+    for node in graph.nodes:
         floats = node.output not in graph.grids and node.output not in last
         if floats and not isinstance(node.operation, n.Controller):
             raise UserError(f"the output of {node.output!r} is float32: {REMEDY}")

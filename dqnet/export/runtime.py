@@ -126,7 +126,7 @@ def load_exported(
     Args:
         path: the file.
         runtime: ``onnxruntime`` or ``openvino``; ``auto``: the one that the file's form is fast in,
-            if it is installed: OpenVINO for ``exact``, else ONNX Runtime.
+            if it is installed: OpenVINO for ``exact`` without ``residual``, else ONNX Runtime.
         threads: how many compute; ``None``: one for each processor. A dynamic network has as many
             sessions of one thread each, which share the images of a batch.
 
@@ -142,12 +142,18 @@ def load_exported(
         raise UserError(f"threads {threads!r} must be at least 1, an integer")
     content, metadata = _read(path)
     if runtime == "auto":
-        fast = "openvino" if metadata["form"] == "exact" else "onnxruntime"
+        exact = metadata["form"] == "exact" and not metadata["residual"]
+        fast = "openvino" if exact else "onnxruntime"
         runtime = fast if find_spec(fast) is not None else "onnxruntime"
     if runtime == "openvino" and metadata["form"] == "integer":
         raise UserError(
             f"{path} is of form integer, whose operators are ONNX Runtime's: use "
             "runtime=onnxruntime, or export with form=exact"
+        )
+    if runtime == "openvino" and metadata["residual"]:
+        raise UserError(
+            f"{path} has quantizers between layers (residual), which OpenVINO fuses into something "
+            "else: use runtime=onnxruntime"
         )
     start = _openvino if runtime == "openvino" else _onnxruntime
     sessions, each = (count, 1) if metadata["routed"] else (1, count)

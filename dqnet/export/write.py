@@ -122,6 +122,7 @@ def metadata_of(
         "layers": {layer.name: list(layer.widths) for layer in model.layers},
         "routed": [layer.name for layer in model.routed_layers],
         "split_point": model.split_point,
+        "residual": bool(model.value_quantizers),
         "largest_weight_code": max(int(abs(w.codes).max()) for w in graph.weights()),
         "grids": {name: asdict(grid) for name, grid in graph.grids.items()},
         "class_names": None if class_names is None else list(class_names),

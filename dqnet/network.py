@@ -248,7 +248,7 @@ class QuantizedModel(BackboneInterface):
     @contextmanager
     def unquantized(self) -> Iterator[None]:
         """The backbone runs in full precision meanwhile; no quantizer sees anything."""
-        layers = (*quantized_layers(self).values(), *self.value_quantizers().values())
+        layers = (*quantized_layers(self).values(), *self.value_quantizers.values())
         self._router.bypassed = True
         for layer in layers:
             layer.unquantized = True

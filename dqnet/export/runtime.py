@@ -152,8 +152,8 @@ def load_exported(
         )
     if runtime == "openvino" and metadata["residual"]:
         raise UserError(
-            f"{path} has quantizers between layers (residual), which OpenVINO fuses into something "
-            "else: use runtime=onnxruntime"
+            f"{path} has quantizers between layers (residual), with which OpenVINO was seen to "
+            "answer otherwise: use runtime=onnxruntime"
         )
     start = _openvino if runtime == "openvino" else _onnxruntime
     sessions, each = (count, 1) if metadata["routed"] else (1, count)

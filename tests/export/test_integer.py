@@ -121,5 +121,5 @@ def test_the_exact_form_keeps_the_codes_between_layers(tmp_path):
     net, x = dqnet.load_exported(path), images(8)
     assert net.runtime == "onnxruntime"
     assert torch.allclose(net(x).logits, model(x).logits, atol=1e-4)
-    with pytest.raises(UserError, match="which OpenVINO fuses into something else"):
+    with pytest.raises(UserError, match="with which OpenVINO was seen to answer otherwise"):
         dqnet.load_exported(path, "openvino")

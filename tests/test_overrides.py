@@ -101,7 +101,8 @@ def test_other_settings_take_letters_of_any_script():
 
 
 def test_settings_that_are_paths_exist(command):
-    shown = [command(script, "--cfg", "job", "--resolve").out for script in ("train.py", "eval.py")]
+    scripts = ("train.py",), ("train.py", "cost=energy"), ("train.py", "cost=table"), ("eval.py",)
+    shown = [command(*script, "--cfg", "job", "--resolve").out for script in scripts]
     keys = {key.rpartition(".")[2] for key in INPUTS | OUTPUTS | LISTS if "hydra." not in key}
     assert all(f"{key}:" in "".join(shown) for key in keys)
     (line,) = command("train.py", "data=été").err

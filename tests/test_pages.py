@@ -284,10 +284,16 @@ def test_the_commands_of_the_first_minute_run(command, tmp_path, monkeypatch):
     assert command("train.py", *float_run).status == 0
     shutil.copy("runs/float/best.pt", "float.pt")
 
-    eight = documented("train.py quant=lsq quant.widths=[8]")
+    ready = documented("train.py experiment=ptq_w8a8")
+    assert command("train.py", *ready, "hydra.run.dir=runs/ready", *QUICK).err == []
+    summary = json.loads(Path("runs/ready/summary.json").read_text())
+    assert (summary["epochs"], summary["mean_width"]) == (0, 8)
+
+    shown = documented("train.py quant=lsq quant.widths=[8] --cfg", Path("docs/quantization.md"))
+    eight = [word for word in shown if word not in ("--cfg", "plan")]
+    eight += ["trainer.epochs=0", "model.checkpoint_path=float.pt"]
     assert command("train.py", *eight, "hydra.run.dir=runs/eight", *QUICK).err == []
     summary = json.loads(Path("runs/eight/summary.json").read_text())
-    assert (summary["epochs"], summary["mean_width"]) == (0, 8)
 
     text = Path("runs/eight/plan.json").read_text()
     (shown,) = (b for b in blocks(Path("docs/quantization.md"), "text") if '"layers"' in b)

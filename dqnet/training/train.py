@@ -68,10 +68,9 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
     )  # fmt: skip
     if found is not None:
         check_same_data(*found, splits, config.data.root, data.images)
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_unfinished(folder)
     plan = None
     if config.search.name != NO_SEARCH:
+        folder.mkdir(parents=True, exist_ok=True)
         plan = (
             searched_plan(config, folder, device, splits, data, console, train)
             if found is None
@@ -79,6 +78,8 @@ def train(config: TrainConfig, folder: Path, console: Console | None = None) -> 
         )
     learner = Learner(config, device, splits, len(data.train), plan)
 
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder)
     run = RunState(folder, config, learner, splits, data)
     if found is not None:
         run.resume(*found, console)

@@ -340,7 +340,8 @@ def test_summary_is_the_test_part_measured_with_best_pt(uninterrupted, measure, 
 def test_every_form_trains_to_finite_figures(run, overrides):
     result = run(*overrides.split())
     (metrics,) = result.metrics
-    numbers = [*metrics.values(), *(v for v in result.summary.values() if not isinstance(v, dict))]
+    values = (*metrics.values(), *result.summary.values())
+    numbers = [value for value in values if not isinstance(value, dict | str)]
     assert all(value is None or math.isfinite(value) for value in numbers)
     for state in (result.checkpoint()["model"], result.checkpoint()["ema"] or {}):
         assert all(t.isfinite().all() for t in state.values() if t.is_floating_point())

@@ -210,6 +210,13 @@ class Report:
         """Adds a ratio that has a goal."""
         self.rows.append({"what": what, "ratio": value, "goal": goal})
 
+    def write(self, path: Path | None) -> None:
+        """Writes the rows, and what they were measured on, as JSON; ``None``: nowhere."""
+        if path is not None:
+            content = {"machine": machine(), "command": " ".join(sys.argv[1:]), "rows": self.rows}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
     def print(self, console: Console) -> None:
         """Prints times in milliseconds, then ratios against their goals."""
         times = Table("what", "form", "min ms", "median ms", "max ms")
@@ -305,10 +312,7 @@ def main() -> None:
     keep_freed_memory()  # as training does, for every form alike
     report = run(arguments.quick, torch.device(arguments.device))
     report.print(Console())
-    content = {"machine": machine(), "command": " ".join(sys.argv[1:]), "rows": report.rows}
-    if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    report.write(arguments.out)
 
 
 if __name__ == "__main__":

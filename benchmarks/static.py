@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from torch import nn
 
 import dqnet
 from benchmarks.dynamic import SMALL, Report, batch, training_step
-from benchmarks.measure import interleaved, machine
+from benchmarks.measure import interleaved
 from dqnet.runtime.devices import keep_freed_memory
 from dqnet.standard_output import take_every_character
 
@@ -87,10 +85,7 @@ def main() -> None:
     names = [name for name in METHODS if arguments.only in name]
     report = run(names, 3 if arguments.quick else 15, torch.device(arguments.device))
     report.print(Console())
-    content = {"machine": machine(), "command": " ".join(sys.argv[1:]), "rows": report.rows}
-    if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    report.write(arguments.out)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dqnet.costs.network import bit_flops
 from dqnet.errors import UserError, unknown_name
 from dqnet.network import QuantizedModel
+from dqnet.trace import evaluating
 
 #: what the second pass sees of images ``[N, C, H, W]``
 VIEWS: dict[str | None, Callable[[Tensor], Tensor]] = {
@@ -152,13 +153,11 @@ class Cascade(nn.Module):
         """
         if share is not None and not 0 <= share <= 1:
             raise UserError(f"share {share} must be a part of the images, in [0, 1]")
-        training = self.training
-        self.eval()
-        parts = [
-            (_answer(self.first, images).logits, self.look_again(images).logits, labels)
-            for images, labels in batches
-        ]
-        self.train(training)
+        with evaluating(self):
+            parts = [
+                (_answer(self.first, images).logits, self.look_again(images).logits, labels)
+                for images, labels in batches
+            ]
         if not parts:
             raise UserError("a cascade is fitted on at least one batch of held-out images")
         *logits, labels = (torch.cat(part) for part in zip(*parts, strict=True))

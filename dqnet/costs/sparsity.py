@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dqnet.costs.rows import Rows
 from dqnet.errors import UserError
 from dqnet.formats import distinct
-from dqnet.layers import QuantLayer
+from dqnet.layers import quantized_layers
 from dqnet.network import QuantizedModel
 from dqnet.trace import evaluating
 
@@ -38,7 +38,7 @@ def measure_sparsity(model: QuantizedModel, batches: Iterable[Tensor]) -> Rows:
     Raises:
         UserError: if there are no images, or a quantizer waits for data.
     """
-    layers = {name: m for name, m in model.backbone.named_modules() if isinstance(m, QuantLayer)}
+    layers = quantized_layers(model)
     rows: list[tuple[str, str, str, float]] = []
     inputs: dict[tuple[str, str], list[int]] = {}
 

@@ -13,6 +13,7 @@ from dqnet.errors import UserError
 from dqnet.layers import QuantLayer, quantized_layers
 from dqnet.network import QuantizedModel
 from dqnet.processes import world_size
+from dqnet.trace import evaluating
 
 Seen = TypeVar("Seen")
 
@@ -57,19 +58,14 @@ def in_order(
         changed = change(name, layer, args[0], output, seen.pop(name))
         return layer.forward(args[0]) if changed is None else changed
 
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            with model.unquantized(), _hooked(layers, first):
-                model(images)
-            for name in layers:
-                if name not in seen:
-                    raise UserError(f"layer {name!r} did not run on the calibration images")
-            with _hooked(layers, second):
-                model(images)
-    finally:
-        model.train(training)
+    with evaluating(model), torch.no_grad():
+        with model.unquantized(), _hooked(layers, first):
+            model(images)
+        for name in layers:
+            if name not in seen:
+                raise UserError(f"layer {name!r} did not run on the calibration images")
+        with _hooked(layers, second):
+            model(images)
 
 
 @contextmanager

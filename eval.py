@@ -10,6 +10,8 @@ python eval.py checkpoint=runs/default report=html logger=wandb    # and its con
 python eval.py checkpoint=runs/default export=onnx       # model.onnx for other runtimes
 python eval.py checkpoint=runs/static3 cascade.checkpoint=runs/static4    # unsure ones again
 python eval.py checkpoint=runs/default budget=2.6 cascade.budget=3.4      # the same, one network
+python eval.py checkpoint=runs/static3 cascade.view=mirror cascade.share=0.15  # a second look
+python eval.py checkpoint=runs/static3/cascade report=html controls=true      # as a network
 python eval.py checkpoint=runs/default/last.pt output=elsewhere
 python eval.py checkpoint=PATH data.root=ELSEWHERE trainer.device=cpu
 """

@@ -122,8 +122,12 @@ class Cascade(nn.Module):
 
     def look_again(self, images: Tensor) -> CascadeOutput:
         """The second pass of images ``[N, C, H, W]``, alone."""
-        network = self.first if self.second is None else self.second
-        return _answer(network, VIEWS[self.view](images))
+        return _answer(self.other, VIEWS[self.view](images))
+
+    @property
+    def other(self) -> nn.Module:
+        """The network of the second pass."""
+        return self.first if self.second is None else self.second
 
     def tempered(self, logits: Tensor, k: int) -> Tensor:
         """log softmax(z/T) of the first (k = 0) or the second pass (k = 1), ``[N, C]``."""
@@ -139,9 +143,7 @@ class Cascade(nn.Module):
     def fit(self, batches: Iterable[tuple[Tensor, Tensor]], share: float | None = None) -> None:
         """Sets temperatures, weight and, if a share is given, the threshold.
 
-        Each temperature has the least cross-entropy of its pass alone, over all images, the weight
-        that of the committee, over the images that run twice. A cascade within this one is fitted
-        before.
+        A cascade within this one is fitted before.
 
         Args:
             batches: pairs of images ``[B, C, H, W]`` and labels ``[B]`` that the networks were
@@ -151,8 +153,7 @@ class Cascade(nn.Module):
         Raises:
             UserError: if there is no image, or the share is out of range.
         """
-        if share is not None and not 0 <= share <= 1:
-            raise UserError(f"share {share} must be a part of the images, in [0, 1]")
+        _check_share(share)
         with evaluating(self):
             parts = [
                 (_answer(self.first, images).logits, self.look_again(images).logits, labels)
@@ -160,9 +161,28 @@ class Cascade(nn.Module):
             ]
         if not parts:
             raise UserError("a cascade is fitted on at least one batch of held-out images")
-        *logits, labels = (torch.cat(part) for part in zip(*parts, strict=True))
-        logits = [z.double() for z in logits]
-        labels = labels.to(logits[0].device)
+        first, second, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+        self.fit_answers(first, second, labels.to(first.device), share)
+
+    @torch.no_grad()
+    def fit_answers(
+        self, first: Tensor, second: Tensor, labels: Tensor, share: float | None = None
+    ) -> None:
+        """:meth:`fit` from what both passes answered.
+
+        Each temperature has the least cross-entropy of its pass alone, over all images, the weight
+        that of the committee, over the images that run twice.
+
+        Args:
+            first, second: logits ``[N, C]`` of the same images.
+            labels: int64 ``[N]``.
+            share: of these images that are to run twice, in [0, 1]; ``None``: the threshold stays.
+
+        Raises:
+            UserError: if the share is out of range.
+        """
+        _check_share(share)
+        logits = first.double(), second.double()
         for k, z in enumerate(logits):
             self.temperatures[k] = _least(
                 lambda t, z=z: F.cross_entropy(z / t, labels), TEMPERATURES
@@ -183,8 +203,15 @@ class Cascade(nn.Module):
         return f"view={self.view}, combine={self.combine}, threshold={self.threshold:.4g}"
 
 
+def _check_share(share: float | None) -> None:
+    if share is not None and not 0 <= share <= 1:
+        raise UserError(f"share {share} must be a part of the images, in [0, 1]")
+
+
 def threshold_of(confidence: Tensor, share: float) -> float:
     """The confidence that about ``share`` of the images do not exceed: of 0 no image, of 1 all.
+
+    It lies in the middle between two images', where rounding moves none to the other side.
 
     Args:
         confidence: ``[N]``, each in (0, 1].
@@ -193,7 +220,9 @@ def threshold_of(confidence: Tensor, share: float) -> float:
     count = round(share * len(confidence))
     if count == len(confidence):
         return 1.0
-    return confidence.sort().values[count - 1].item() if count else 0.0
+    if not count:
+        return 0.0
+    return confidence.sort().values[count - 1 : count + 1].mean().item()
 
 
 def _answer(network: nn.Module, images: Tensor) -> CascadeOutput:

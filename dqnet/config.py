@@ -233,10 +233,13 @@ class EvalTrainerConfig:
 
 @dataclass
 class CascadeConfig:
-    """The second pass of a cascade; without either there is none."""
+    """The second pass of a cascade; if nothing is given there is none."""
 
     checkpoint: str | None = None  # as EvalConfig's; None: the same network
     budget: float | None = None  # as EvalConfig's, of the second pass
+    view: str | None = None  # of the image: mirror, or None, as it is
+    combine: str = "committee"  # the average of both answers; replace: the second answer
+    share: float | None = None  # of held-out images that run twice: this cascade is saved
 
 
 @dataclass

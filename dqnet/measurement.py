@@ -39,6 +39,7 @@ class Evaluation:
         widths: the K candidates as a user writes them, ``2`` or ``"w2a4"``; empty for a float
             model.
         layers: the network's layers; empty for a float model.
+        logits: float32 ``[N, C]``, of a pass of a cascade; ``None``: they were not kept.
     """
 
     labels: Tensor
@@ -51,6 +52,7 @@ class Evaluation:
     scores: Tensor
     widths: tuple[int | str, ...]
     layers: tuple[LayerPlan, ...]
+    logits: Tensor | None = None
 
     @property
     def predictions(self) -> Tensor:
@@ -81,6 +83,11 @@ class Evaluation:
     def routed_names(self) -> list[str]:
         return [layer.name for layer in self.routed]
 
+    @property
+    def full_precision_cost(self) -> float:
+        """Bit-FLOPs of the mean image in the layers that ``cost`` leaves out."""
+        return full_precision_cost(self.layers)
+
     @cached_property
     def histogram(self) -> Tensor:
         """int64 ``[L, K]``: how many images ran each routed layer at each width."""
@@ -92,7 +99,7 @@ class Evaluation:
         mean = spread = total = None
         if self.cost is not None:
             mean, spread = self.cost.mean().item(), self.cost.std(correction=0).item()
-            total = mean + full_precision_cost(self.layers)
+            total = mean + self.full_precision_cost
         return {
             "top1": percent(self.correct),
             "top5": percent(self.in_top5),
@@ -125,10 +132,8 @@ class Evaluation:
                     total += model.layer(layer, Precision.parse(width)) * images / len(self.labels)
         return total
 
-    def write_csv(self, path: Path) -> None:
-        """One row per image; routed layers' widths stand under their module names."""
-        import pandas  # half a second, spared where nothing is written
-
+    def columns(self) -> dict[str, Any]:
+        """Those of ``per_sample.csv``; routed layers' widths stand under their module names."""
         columns = {
             "index": range(len(self.labels)),
             "label": self.labels,
@@ -139,7 +144,13 @@ class Evaluation:
         }
         for name, chosen in zip(self.routed_names, self.chosen.t().tolist(), strict=True):
             columns[name] = [self.widths[k] for k in chosen]
-        table = pandas.DataFrame(columns)
+        return columns
+
+    def write_csv(self, path: Path) -> None:
+        """One row per image."""
+        import pandas  # half a second, spared where nothing is written
+
+        table = pandas.DataFrame(self.columns())
         write_atomically(path, partial(table.to_csv, index=False, lineterminator="\r\n"))
 
 
@@ -149,12 +160,24 @@ def percent(hits: Tensor) -> float:
     return 100 * int(hits.sum()) / len(hits)
 
 
+def answers(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """What an :class:`Evaluation` says of the answers ``[N, C]`` to images with ``labels [N]``."""
+    best = logits.topk(min(5, logits.shape[1])).indices
+    return {
+        "labels": labels,
+        "top_classes": best,
+        "top_probabilities": logits.softmax(1).gather(1, best).double(),
+        "losses": F.cross_entropy(logits, labels, reduction="none").double(),
+    }
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     prepare: Callable[[Tensor], Tensor],
     autocast: Callable[[], Any],
+    keep_logits: bool = False,
 ) -> Evaluation:
     """Runs every batch in evaluation mode, where the routing is the arg-max without noise.
 
@@ -165,6 +188,7 @@ def evaluate(
         batches: pairs of images ``[B, C, H, W]`` and labels ``[B]``; at least one image.
         prepare: moves images to where the model is.
         autocast: makes the context of mixed precision.
+        keep_logits: whether the evaluation has them.
     """
     quantized = model if isinstance(model, QuantizedModel) else None
     training = model.training
@@ -179,18 +203,15 @@ def evaluate(
                 logits = model(images)
                 routing = scores = images.new_zeros(len(images), 0, 1)
         logits = logits.float()
-        best = logits.topk(min(5, logits.shape[1])).indices
-        rows = {
-            "labels": labels,
-            "top_classes": best,
-            "top_probabilities": logits.softmax(1).gather(1, best).double(),
-            "losses": F.cross_entropy(logits, labels, reduction="none").double(),
+        rows = answers(logits, labels) | {
             "chosen": routing.argmax(-1),
             "scores": scores.float(),
         }
         if quantized:
             rows["cost"] = bit_flops(quantized, routing)
             rows["mean_widths"] = mean_width(quantized, routing.double())
+        if keep_logits:
+            rows["logits"] = logits
         collected.append({name: column.cpu() for name, column in rows.items()})
     model.train(training)
     names = collected[0].keys()

@@ -81,10 +81,9 @@ def compare(own: Evaluation, answers: Mapping[str, Routed]) -> dict[str, Any]:
         own is better there too. Both with their bootstrap interval over images.
     """
     shuffled = answers["shuffled"]
-    points = 100 * (own.correct.double() - shuffled.correct.double().mean(0))
-    gains = torch.stack([points, shuffled.losses.mean(0) - own.losses], 1).numpy()
-    instance_gain, loss_gain = (
-        gain | {"confidence": CONFIDENCE, "resamples": RESAMPLES} for gain in mean_intervals(gains)
+    instance_gain, loss_gain = gains(
+        own.correct.double() - shuffled.correct.double().mean(0),
+        shuffled.losses.mean(0) - own.losses,
     )
     drawn = {
         kind: [{"seed": s} | row for s, row in zip(SEEDS, answers[kind].metrics, strict=True)]
@@ -99,6 +98,18 @@ def compare(own: Evaluation, answers: Mapping[str, Routed]) -> dict[str, Any]:
         "loss_gain": loss_gain,
         "shuffled_bit_flops_at_own_top1": None,
     }
+
+
+def gains(hits: Tensor, losses: Tensor) -> tuple[dict[str, float], dict[str, float]]:
+    """``instance_gain``, in per cent, and ``loss_gain``, with bootstrap intervals over images.
+
+    Args:
+        hits: float64 ``[N]``: how much more often each image is right than with shuffled routing.
+        losses: float64 ``[N]``: by how much its cross-entropy is less.
+    """
+    found = mean_intervals(torch.stack([100 * hits, losses], 1).numpy())
+    instance, loss = (gain | {"confidence": CONFIDENCE, "resamples": RESAMPLES} for gain in found)
+    return instance, loss
 
 
 def cost_at_top1(points: Sequence[Mapping[str, float]], top1: float) -> float | None:

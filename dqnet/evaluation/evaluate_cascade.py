@@ -1,100 +1,235 @@
-"""Evaluation of a cascade of two networks, or of one network at two budgets: ``cascade.json``."""
+"""Cascades of one or two networks at every threshold: ``cascade.json``, and perhaps a network."""
 
 from __future__ import annotations
 
+from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from rich.console import Console
+from torch import nn
 
+from dqnet.cascade import COMBINATIONS, VIEWS, Cascade
 from dqnet.config import EvalConfig
 from dqnet.costs.static import static_cost
-from dqnet.errors import UserError
+from dqnet.errors import UserError, unknown_name
 from dqnet.evaluation.budget import spend
-from dqnet.evaluation.cascade import before_routing, cascade_point, thresholds
+from dqnet.evaluation.cascade import (
+    SHARES,
+    Batches,
+    Viewed,
+    before_routing,
+    both_answers,
+    cascade_evaluation,
+    cascade_point,
+    evaluate_passes,
+    is_unsure,
+)
+from dqnet.evaluation.cascade_file import write_cascade
+from dqnet.evaluation.samples import NOT_RUN
 from dqnet.evaluation.tables import print_cascade
 from dqnet.evaluation.trained import Trained, load_trained, output_folder
 from dqnet.measurement import Evaluation
 from dqnet.network import QuantizedModel
+from dqnet.plan import LayerPlan
 from dqnet.runtime.files import write_json
 from dqnet.training.tables import print_line
 
+#: the folder of a cascade that is saved, in that of its first pass
+SAVED_IN = "cascade"
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One of the two passes.
+
+    Attributes:
+        trained: whose network runs.
+        model: that network, at its budget.
+        budget: as a width; ``None``: as it was trained.
+        budget_lambda: what it comes to.
+    """
+
+    trained: Trained
+    model: nn.Module
+    budget: float | None
+    budget_lambda: float
+
+    def describe(self, evaluation: Evaluation) -> dict[str, Any]:
+        """What ``cascade.json`` says of it, having been evaluated alone."""
+        names = ("top1", "loss", "bit_flops", "bit_flops_std", "bit_flops_total", "mean_width")
+        trained = self.trained
+        return {
+            "checkpoint": str(trained.path),
+            "checkpoint_sha256": trained.sha256,
+            "quantizer": trained.config.quant.quantizer,
+            "widths": [width for width in evaluation.widths if width != NOT_RUN],
+            "target_bits": trained.objective.target_bits,
+            "budget": self.budget,
+            "budget_lambda": self.budget_lambda,
+            **{name: evaluation.metrics[name] for name in names},
+        }
+
+    def content(self) -> dict[str, Any]:
+        """Of the checkpoint."""
+        return self.trained.content | {"budget_lambda": self.budget_lambda}
+
 
 def evaluate_cascade(config: EvalConfig, console: Console | None = None) -> dict[str, Any]:
-    """Writes ``cascade.json``, and nothing else, prints its points, and returns its content.
+    """Writes ``cascade.json``, prints its points, and returns its content.
 
     The configuration's ``checkpoint`` and ``budget`` are the first pass, ``cascade`` the second.
+    With ``cascade.share`` the cascade in which so many held-out images run twice is written to
+    ``cascade/best.pt``, to be evaluated like any network.
 
     Raises:
         UserError: if something cannot be measured, or both passes are the same.
     """
     console = console or Console()
+    wanted = config.cascade
+    _check(config)
+    first = second = load_trained(config.checkpoint, config, console)
+    if wanted.checkpoint is not None:
+        second = load_trained(wanted.checkpoint, config, console, like=first)
+    same = first.sha256 == second.sha256
+    if same and config.budget == wanted.budget and wanted.view is None:
+        raise UserError(
+            f"both passes of the cascade are {first.path} at one budget: give another network, "
+            "cascade.checkpoint=runs/NAME, another view, cascade.view=mirror, or a larger budget, "
+            "cascade.budget=BITS"
+        )
+    for trained, budget in ((first, config.budget), (second, wanted.budget)):
+        if not isinstance(trained.model, QuantizedModel | Cascade):
+            raise UserError(f"{trained.path} is in full precision: a cascade saves Bit-FLOPs")
+        trained.check_request(curve=False, controls=False, budget=budget)
+    # What both budgets have in common is computed once, if both see the same.
+    once_for_both = same and wanted.view is None
+    if once_for_both and wanted.share is not None:
+        raise UserError(
+            "cascade.share saves a cascade of two networks or two views: one network at two "
+            "budgets stays one network"
+        )
+    folder = output_folder(config, first.path)
+    passes = _passes(first, second, config, same)
+    cascade = Cascade(
+        passes[0].model,
+        None if passes[1].model is passes[0].model else passes[1].model,
+        view=wanted.view,
+        combine=wanted.combine,
+    )
+    measured = _both(cascade, first, second, first.held_out, second.held_out)
+    classes = first.splits.class_names, second.splits.class_names
+    if classes[0] != classes[1] or not torch.equal(measured[0].labels, measured[1].labels):
+        raise UserError(f"{first.path} and {second.path} are measured on different images")
+    calibration = first.data.calibration
+    held_out = _both(cascade, first, first, calibration, calibration)
+    reused = before_routing(measured[0].layers) if once_for_both else ()
+    results = {
+        "first": passes[0].describe(measured[0]),
+        "second": passes[1].describe(measured[1]),
+        "view": wanted.view,
+        "combine": wanted.combine,
+        "reused_bit_flops": static_cost(reused),
+        "split": config.split,
+        "images": len(measured[0].labels),
+        "data_root": first.data_root,
+        "calibration": {"images": len(held_out[0].labels), "split": first.calibration_part},
+        "points": _points(cascade, held_out, measured, reused),
+    }
+    written = [folder / "cascade.json"]
+    if wanted.share is not None:
+        _fit(cascade, held_out, wanted.share)
+        written.append(folder / SAVED_IN / "best.pt")
+        written[-1].parent.mkdir(exist_ok=True)
+        looks_again = cascade.second is None
+        write_cascade(
+            written[-1], cascade, passes[0].content(), None if looks_again else passes[1].content()
+        )
+    write_json(folder / "cascade.json", results)
+    print_cascade(console, results)
+    print_line(console, f"written: {', '.join(map(str, written))}")
+    return results
+
+
+def _check(config: EvalConfig) -> None:
+    """Refuses what can be refused before anything is loaded."""
     others = {
         "curve": config.curve,
         "controls": config.controls,
+        "sparsity": config.sparsity,
         "report": config.report.name != "none",
+        "export": config.export.name != "none",
         "logger": config.logger.name != "none",
     }
     for name, asked in others.items():
         if asked:
-            raise UserError(f"cascade is an evaluation of its own: start it without {name}")
-    first = second = load_trained(config.checkpoint, config, console)
-    if config.cascade.checkpoint is not None:
-        second = load_trained(config.cascade.checkpoint, config, console)
-    same = first.sha256 == second.sha256
-    if same and config.budget == config.cascade.budget:
-        raise UserError(
-            f"both passes of the cascade are {first.path} at one budget: give another network, "
-            "cascade.checkpoint=runs/NAME, or a larger budget, cascade.budget=BITS"
-        )
-    for trained, budget in ((first, config.budget), (second, config.cascade.budget)):
-        if not isinstance(trained.model, QuantizedModel):
-            raise UserError(f"{trained.path} is in full precision: a cascade saves Bit-FLOPs")
-        trained.check_request(curve=False, controls=False, budget=budget)
-    folder = output_folder(config, first.path)
-
-    # The first pass last, so that its network is then at its budget, to be calibrated.
-    second_pass, second_description = _measured(second, config.cascade.budget)
-    first_pass, description = _measured(first, config.budget)
-    classes = first.splits.class_names, second.splits.class_names
-    if classes[0] != classes[1] or not torch.equal(first_pass.labels, second_pass.labels):
-        raise UserError(f"{first.path} and {second.path} are measured on different images")
-    confidence = first.measure(first.data.calibration).confidence
-    reused = before_routing(first_pass.layers) if same else ()
-    results = {
-        "first": description,
-        "second": second_description,
-        "reused_bit_flops": static_cost(reused),
-        "split": config.split,
-        "images": len(first_pass.labels),
-        "data_root": first.data_root,
-        "calibration": {"images": len(confidence), "split": first.calibration_part},
-        "points": [
-            cascade_point(first_pass, second_pass, threshold, reused)
-            for threshold in thresholds(confidence)
-        ],
-    }
-    write_json(folder / "cascade.json", results)
-    print_cascade(console, results)
-    print_line(console, f"written: {folder / 'cascade.json'}")
-    return results
+            raise UserError(
+                f"cascade is an evaluation of its own: start it without {name}, or save a cascade "
+                f"with cascade.share and evaluate that, checkpoint=RUN/{SAVED_IN}"
+            )
+    wanted = config.cascade
+    if wanted.view not in VIEWS:
+        raise unknown_name("cascade.view", wanted.view, filter(None, VIEWS))
+    if wanted.combine not in COMBINATIONS:
+        raise unknown_name("cascade.combine", wanted.combine, COMBINATIONS)
+    if wanted.share is not None and not 0 <= wanted.share <= 1:
+        raise UserError(f"cascade.share={wanted.share:g} must be a part of the images, in [0, 1]")
 
 
-def _measured(trained: Trained, bits: float | None) -> tuple[Evaluation, dict[str, Any]]:
-    """One pass of all images, at a budget if there is one, and what ``cascade.json`` says of it."""
-    spend(trained.model, 0.0)
-    budget_lambda = 0.0
-    if bits is not None:
-        budget_lambda = trained.calibrate().spend(bits)["budget_lambda"]
-    evaluation = trained.measure(trained.held_out)
-    names = ("top1", "loss", "bit_flops", "bit_flops_std", "bit_flops_total", "mean_width")
-    return evaluation, {
-        "checkpoint": str(trained.path),
-        "checkpoint_sha256": trained.sha256,
-        "quantizer": trained.config.quant.quantizer,
-        "widths": list(trained.model.widths),
-        "target_bits": trained.objective.target_bits,
-        "budget": bits,
-        "budget_lambda": budget_lambda,
-        **{name: evaluation.metrics[name] for name in names},
-    }
+def _passes(first: Trained, second: Trained, config: EvalConfig, same: bool) -> tuple[Pass, Pass]:
+    """Each network at its budget; one network at two budgets becomes two."""
+    budgets = config.budget, config.cascade.budget
+    models = [first.model, second.model]
+    if same and budgets[0] != budgets[1]:
+        models[1] = deepcopy(first.model)
+    passes = []
+    for trained, model, budget in zip((first, second), models, budgets, strict=True):
+        budget_lambda = 0.0
+        if budget is not None:
+            spend(trained.model, 0.0)
+            budget_lambda = trained.calibrate().spend(budget)["budget_lambda"]
+        if isinstance(model, QuantizedModel):
+            spend(model, budget_lambda)
+        passes.append(Pass(trained, model, budget, budget_lambda))
+    if same and models[1] is not first.model:  # it was used to find the second one's budget
+        spend(first.model, passes[0].budget_lambda)
+    return passes[0], passes[1]
+
+
+def _both(
+    cascade: Cascade, first: Trained, second: Trained, batches: Batches, again: Batches
+) -> tuple[Evaluation, Evaluation]:
+    """Both passes, each of all images."""
+    own = evaluate_passes(cascade.first, batches, batches, *first.how)
+    view = Viewed(again, cascade.view)
+    return own, evaluate_passes(cascade.other, view, view, *second.how)
+
+
+def _fit(cascade: Cascade, held_out: tuple[Evaluation, Evaluation], share: float) -> None:
+    first, second = held_out
+    cascade.fit_answers(first.logits, second.logits, first.labels, share)
+
+
+def _points(
+    cascade: Cascade,
+    held_out: tuple[Evaluation, Evaluation],
+    measured: tuple[Evaluation, Evaluation],
+    reused: tuple[LayerPlan, ...],
+) -> list[dict[str, Any]]:
+    """One for each threshold, fitted on ``held_out``, of ``measured``."""
+    points: dict[float, dict[str, Any]] = {}
+    for share in SHARES:
+        _fit(cascade, held_out, share)
+        threshold = cascade.threshold.item()
+        if threshold in points:
+            continue
+        once, twice = both_answers(cascade, *measured)
+        again = is_unsure(threshold, once)
+        points[threshold] = {
+            "threshold": threshold,
+            "temperatures": cascade.temperatures.tolist(),
+            "weight": cascade.weight.item(),
+            **cascade_point(cascade_evaluation(once, twice, again, reused)),
+        }
+    return [points[threshold] for threshold in sorted(points)]

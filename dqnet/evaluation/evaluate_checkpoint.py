@@ -15,6 +15,8 @@ from dqnet.costs.energy import COLUMNS, Energy
 from dqnet.costs.rows import write_rows
 from dqnet.costs.sparsity import measure_sparsity
 from dqnet.errors import UserError
+from dqnet.evaluation.cascade import CascadeEvaluation
+from dqnet.evaluation.cascade_figures import cascade_controls, cascade_curve, summarize_cascade
 from dqnet.evaluation.controls import compare, control_routings, cost_at_top1
 from dqnet.evaluation.curve import (
     curve_lambdas,
@@ -71,7 +73,7 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> E
     if config.sparsity and not isinstance(trained.model, QuantizedModel):
         raise UserError("sparsity=true needs a quantized network: this one is in full precision")
     folder = output_folder(config, trained.path)
-    calibration = trained.calibrate() if config.curve or config.budget is not None else None
+    calibration = trained.calibrate() if _needs_budgets(trained, config) else None
     budget: dict[str, Any] = {"budget": None, "budget_lambda": 0.0}
     if config.budget is not None:
         budget = calibration.spend(config.budget)
@@ -79,10 +81,12 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> E
     thumbnails = Thumbnails(trained.config.data.mean, trained.config.data.std)
     with_report = config.report.name != "none"
     evaluation = trained.measure(
-        thumbnails.of(trained.held_out) if with_report else trained.held_out
+        thumbnails.of(trained.held_out) if with_report else trained.held_out, trained.held_out
     )
+    is_cascade = isinstance(evaluation, CascadeEvaluation)
     epochs = trained.content["epoch"]
-    results = summarize(evaluation, trained.model, trained.objective, splits.image_shape) | {
+    summarized = summarize_cascade if is_cascade else summarize
+    results = summarized(evaluation, trained.model, trained.objective, splits.image_shape) | {
         "checkpoint": str(trained.path),
         "checkpoint_sha256": trained.sha256,
         # As in metrics.jsonl: the latest epoch that was done, from 0.
@@ -95,12 +99,16 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> E
     }
     if config.sparsity:
         results["costs"] |= _energy_without_zeros(trained, evaluation, folder)
-    lambdas: list[float] = []
-    if config.curve:
-        lambdas = curve_lambdas(calibration, target, budget["budget_lambda"])
-    points, results["controls"] = _other_routings(
-        trained, evaluation, lambdas, config.controls, console
-    )
+    if is_cascade:
+        points = cascade_curve(trained, evaluation) if config.curve else None
+        results["controls"] = cascade_controls(evaluation) if config.controls else None
+    else:
+        lambdas: list[float] = []
+        if config.curve:
+            lambdas = curve_lambdas(calibration, target, budget["budget_lambda"])
+        points, results["controls"] = _other_routings(
+            trained, evaluation, lambdas, config.controls, console
+        )
     if remove_other_curve(folder, results):
         print_line(console, f"{folder}/curve.csv was of another evaluation: removed")
     write_json(folder / "eval.json", results)
@@ -111,6 +119,10 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> E
         samples = samples_of(evaluation, thumbnails, splits.class_names)
         write_samples(folder / "samples.npz", samples)
     return Evaluated(trained, folder, results, points)
+
+
+def _needs_budgets(trained: Trained, config: EvalConfig) -> bool:
+    return isinstance(trained.model, QuantizedModel) and (config.curve or config.budget is not None)
 
 
 def _energy_without_zeros(

@@ -12,6 +12,9 @@ import numpy as np
 
 from dqnet.runtime.files import write_atomically
 
+#: the width of a cascade's layers that an image did not run
+NOT_RUN = "none"
+
 
 @dataclass(frozen=True, eq=False)
 class Samples:
@@ -24,11 +27,12 @@ class Samples:
         labels, predictions: int64 ``[N]``.
         top5_classes: int64 ``[N, min(5, classes)]``, the best class first.
         top5_probs: float32 of the same shape: their probabilities.
-        scores: float16 ``[N, L, K]``: the controller's, before any budget.
+        scores: float16 ``[N, L, K]``: the controller's, before any budget; of a cascade
+            ``[N, L, 0]``.
         chosen: uint8 ``[N, L]``: index into ``widths`` of what each layer ran at.
         layers: str ``[L]``: module names of the routed layers.
         widths: uint8 ``[K]``: the candidates; str where one is a pair, ``w2a4``; empty for a
-            float model.
+            float model; ``NOT_RUN`` first for a cascade.
         class_names: str ``[classes]``.
     """
 

@@ -12,37 +12,54 @@ from dqnet.formats import Precision
 from dqnet.training.tables import print_summary
 from dqnet.units import MEGA
 
+#: controls of a single pass over the images, the latter two of a cascade
+OTHER_CONTROLS = {
+    "fixed": "fixed, the most frequent",
+    "once": "all images once",
+    "twice": "all images twice",
+}
+
 
 def print_evaluation(
     console: Console, results: dict[str, Any], points: Sequence[Mapping[str, float]] | None
 ) -> None:
     """``eval.json`` as the table that training prints, the rows of ``curve.csv``, the controls."""
-    print_summary(console, results)
+    cascade = results.get("cascade")
+    # Most layers of a cascade run at one width, if they run.
+    print_summary(console, results if cascade is None else results | {"width_counts": {}})
+    if cascade is not None:
+        view = "" if cascade["view"] is None else f", the second time as view={cascade['view']}"
+        line = f"{cascade['share']:.1%} of the images, those whose confidence is at most "
+        console.print(f"{line}{cascade['threshold']:.3f}, run twice{view}", highlight=False)
     if points is not None:
-        print_curve(console, points, results["budget_lambda"])
+        own = results["budget_lambda"] if cascade is None else cascade["threshold"]
+        print_curve(console, points, own)
     if results["controls"] is not None:
         print_controls(console, results["controls"])
 
 
 def print_curve(console: Console, points: Sequence[Mapping[str, float]], own: float) -> None:
-    """One row per budget; λ = 0 and ``own``, the λ of the evaluation, are marked."""
-    headings = ["λ", "Bit-FLOPs", "± images", "mean width", "top-1", "loss", "routings"]
+    """One row per budget or threshold; λ = 0 and ``own``, that of the evaluation, are marked."""
+    is_cascade = "threshold" in points[0]
+    knob, last = ("threshold", "run twice") if is_cascade else ("budget_lambda", "routings")
+    headings = ["up to" if is_cascade else "λ", "Bit-FLOPs", "± images"]
+    headings += [] if is_cascade else ["mean width"]
+    headings += ["top-1", "loss", last]
     headings += ["shuffled top-1"] if "shuffled_top1" in points[0] else []
-    table = _table("budgets", headings)
+    table = _table("thresholds" if is_cascade else "budgets", headings)
     table.add_column("")
+    marks = {own: "own"} if is_cascade else {own: "budget", 0.0: "trained"}
     for point in points:
         cells = [
-            f"{point['budget_lambda']:.3f}",
+            f"{point[knob]:.3f}",
             MEGA.show(point["bit_flops"], ".3f"),
             MEGA.show(point["bit_flops_std"], ".3f"),
-            f"{point['mean_width']:.3f}",
-            f"{point['top1']:.2f} %",
-            f"{point['loss']:.4f}",
-            f"{point['distinct_routings']}",
         ]
+        cells += [] if is_cascade else [f"{point['mean_width']:.3f}"]
+        cells += [f"{point['top1']:.2f} %", f"{point['loss']:.4f}"]
+        cells += [f"{point['share']:.1%}" if is_cascade else f"{point['distinct_routings']}"]
         cells += [f"{point['shuffled_top1']:.2f} %"] if "shuffled_top1" in point else []
-        mark = {own: "budget", 0.0: "trained"}.get(point["budget_lambda"], "")
-        table.add_row(*cells, mark)
+        table.add_row(*cells, marks.get(point[knob], ""))
     console.print(table)
 
 
@@ -52,9 +69,12 @@ def print_controls(console: Console, controls: Mapping[str, Any]) -> None:
     table.columns[0].justify = "left"
     rows = {"own": [controls["own"]]}
     for kind in ("shuffled", "random"):
-        rows[f"{kind}, mean of {len(controls[kind])}"] = controls[kind]
-    rows["fixed, the most frequent"] = [controls["fixed"]]
-    for width, metrics in controls["single"].items():
+        if kind in controls:
+            rows[f"{kind}, mean of {len(controls[kind])}"] = controls[kind]
+    for key, name in OTHER_CONTROLS.items():
+        if key in controls:
+            rows[name] = [controls[key]]
+    for width, metrics in controls.get("single", {}).items():
         rows[f"all at {Precision.parse(width).label}"] = [metrics]
     for name, draws in rows.items():
         top1, loss, cost = (

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from torch import Tensor, nn
 
+from dqnet.cascade import Cascade
 from dqnet.config import EvalConfig, TrainConfig
 from dqnet.costs.network import check_target
 from dqnet.data import Loader, Loaders, Splits, load_data, loaders
 from dqnet.errors import UserError, unknown_name
-from dqnet.evaluation.budget import Calibration
+from dqnet.evaluation.budget import Calibration, spend
+from dqnet.evaluation.cascade import Batches, evaluate_passes
+from dqnet.evaluation.cascade_file import loaded_cascade
 from dqnet.measurement import Evaluation, evaluate
 from dqnet.network import QuantizedModel
 from dqnet.plan import Plan, PlanMismatchError
@@ -37,7 +40,7 @@ class Trained:
 
     Attributes:
         path: the checkpoint.
-        content: what it holds.
+        content: what it holds; of a cascade beside that of the first network.
         sha256: of the file.
         config: the run's, with what the evaluation changes about it.
         device: where the model is.
@@ -69,9 +72,19 @@ class Trained:
         """Where budgets and thresholds come from: ``val`` if there is one, never ``test``."""
         return "train" if self.data.val is None else "val"
 
-    def measure(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
-        """One pass over labelled images."""
-        return evaluate(self.model, batches, self.device.images, self.device.autocast)
+    def measure(self, batches: Batches, again: Batches | None = None) -> Evaluation:
+        """One pass over labelled images.
+
+        Of a cascade there are more, over ``again``; ``None``: over ``batches``.
+        """
+        if isinstance(self.model, Cascade):
+            return evaluate_passes(self.model, batches, again or batches, *self.how)
+        return evaluate(self.model, batches, *self.how)
+
+    @property
+    def how(self) -> tuple[Callable[[Tensor], Tensor], Callable[[], Any]]:
+        """What moves images to where the model is, and what makes the context of a precision."""
+        return self.device.images, self.device.autocast
 
     def calibrate(self) -> Calibration:
         """Of a dynamic network: one pass over the calibration images."""
@@ -85,6 +98,10 @@ class Trained:
                 or a budget is out of its reach.
         """
         asked = {"curve": curve, "controls": controls, "budget": budget is not None}
+        if isinstance(self.model, Cascade):
+            if budget is not None:
+                raise UserError("a budget is a network's: the passes of a cascade have their own")
+            return
         names = [name for name, wanted in asked.items() if wanted]
         converted = isinstance(self.model, QuantizedModel)
         if names and not (converted and self.model.controller is not None):
@@ -96,14 +113,17 @@ class Trained:
             check_target(self.model, budget, "budget")
 
 
-def load_trained(checkpoint: str | None, config: EvalConfig, console: Console) -> Trained:
-    """Rebuilds a network and its data.
+def load_trained(
+    checkpoint: str | None, config: EvalConfig, console: Console, like: Trained | None = None
+) -> Trained:
+    """Rebuilds a network, or a cascade, and its data.
 
     Args:
         checkpoint: a file, or a run folder, meaning its ``best.pt``.
         config: which part is measured, and what to change about how the network was trained: data
             folder, batch size, device.
         console: is told of damaged images.
+        like: whose images are taken, if they are the same.
 
     Raises:
         UserError: if none is named or it cannot be read, it is not of these data, the run kept no
@@ -117,9 +137,29 @@ def load_trained(checkpoint: str | None, config: EvalConfig, console: Console) -
         raise unknown_name("split", config.split, PARTS)
     path = Path(checkpoint)
     path = path / "best.pt" if path.is_dir() else path
-    content = load_checkpoint(path)
+    content = load_checkpoint(path, cascades=True)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return _rebuilt(path, content, digest, config, console, like)
+
+
+def _rebuilt(
+    path: Path,
+    content: dict[str, Any],
+    digest: str,
+    config: EvalConfig,
+    console: Console,
+    like: Trained | None,
+) -> Trained:
+    """From what a checkpoint, or one pass of a cascade in it, holds."""
+    if "cascade" in content:
+        first = _rebuilt(path, content["first"], digest, config, console, like)
+        second = content["second"]
+        if second is not None:
+            second = _rebuilt(path, second, digest, config, console, first).model
+        model = loaded_cascade(content, first.model, second, path)
+        return replace(first, model=model, content=first.content | content)
+    content = {"ema": None, "wandb_id": None} | content
     run = config_of(content, path)
     for section in ("data", "trainer"):
         for key, value in vars(getattr(config, section)).items():
@@ -127,10 +167,13 @@ def load_trained(checkpoint: str | None, config: EvalConfig, console: Console) -
                 setattr(getattr(run, section), key, value)
 
     device = Device(run.trainer)
-    splits = load_data(run.data)
-    print_left_out(console, splits.left_out)
+    if like is not None and (run.data, run.seed) == (like.config.data, like.config.seed):
+        splits, data = like.splits, like.data
+    else:
+        splits = load_data(run.data)
+        print_left_out(console, splits.left_out)
+        data = loaders(splits, run.data, run.seed, device=device.torch_device)
     check_same_data(path, content, splits, run.data.root)
-    data = loaders(splits, run.data, run.seed, device=device.torch_device)
     held_out = data.test if config.split == "test" else data.val
     if held_out is None:
         raise UserError("the run kept no validation part (data.val_fraction=0): use split=test")
@@ -143,6 +186,8 @@ def load_trained(checkpoint: str | None, config: EvalConfig, console: Console) -
         raise UserError(f"{path} is a checkpoint of another model: {error.difference}") from error
     load_own_weights(model, content, path)
     model = device.place(model)
+    if content.get("budget_lambda"):
+        spend(model, content["budget_lambda"])
     searched = run.search.name != NO_SEARCH
     objective = Objective(model, run.loss, content.get("cost_options", {}), searched)
     return Trained(path, content, digest, run, device, splits, data, held_out, model, objective)

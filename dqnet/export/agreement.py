@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dqnet.cascade import Cascade
 from dqnet.config import DataConfig, ExportConfig
 from dqnet.errors import UserError, unknown_name
 from dqnet.evaluation.trained import Trained
@@ -40,6 +41,8 @@ def export_trained(trained: Trained, config: ExportConfig, folder: Path) -> dict
     Returns:
         The content of ``export.json``.
     """
+    if isinstance(trained.model, Cascade):
+        raise UserError("a cascade is not exported: export the networks of its passes")
     path = folder / "model.onnx"
     export_onnx(
         trained.model, path, config.form, packed=config.packed,

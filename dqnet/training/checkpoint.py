@@ -41,14 +41,39 @@ def save_checkpoint(path: Path, content: dict[str, Any], previous: Path | None =
     )
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, cascades: bool = False) -> dict[str, Any]:
     """Reads one of this project's checkpoints.
 
+    Args:
+        path: the file.
+        cascades: whether it may be a cascade, which holds the ``content`` of its passes.
+
     Raises:
-        UserError: if the file is missing, damaged or somebody else's.
+        UserError: if the file is missing, damaged, somebody else's, or a cascade where none may be.
     """
     content = read_checkpoint(path)
-    if "config" not in content or "model" not in content:
+    _check_content(content, path)
+    if "cascade" in content and not cascades:
+        raise UserError(f"{path} is a cascade: it is evaluated, not trained or searched")
+    # PyTorch's reader takes no notice of a changed byte.
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except zipfile.BadZipFile as error:
+        damaged = str(error)
+    if damaged is not None:
+        raise UserError(f"{path} is damaged ({damaged})")
+    return {"ema": None, "wandb_id": None} | content
+
+
+def _check_content(content: Any, path: Path) -> None:
+    """Raises UserError unless it is that of a checkpoint, or of a cascade of such."""
+    if isinstance(content, dict) and "cascade" in content:
+        for key in ("first", "second"):
+            if key == "first" or content.get(key) is not None:
+                _check_content(content.get(key), path)
+        return
+    if not isinstance(content, dict) or "config" not in content or "model" not in content:
         raise UserError(
             f"{path} was not written by train.py: it has no configuration "
             "(float weights go into model.checkpoint_path)"
@@ -67,15 +92,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         # train.py stores values. A stranger's interpolation could read the environment.
         if isinstance(value, str) and "${" in value:
             raise UserError(f"{path} holds {key}={value}: a checkpoint has values, no references")
-    # PyTorch's reader takes no notice of a changed byte.
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except zipfile.BadZipFile as error:
-        damaged = str(error)
-    if damaged is not None:
-        raise UserError(f"{path} is damaged ({damaged})")
-    return {"ema": None, "wandb_id": None} | content
 
 
 def load_newest(folder: Path, console: Console | None = None) -> tuple[Path, dict[str, Any]] | None:

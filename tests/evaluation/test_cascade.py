@@ -1,21 +1,30 @@
 """A cascade against its two passes, each evaluated alone, and a loop over the images."""
 
-import csv
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from scipy.special import log_softmax, softmax
 
 import dqnet
 from dqnet.config import CascadeConfig, EvalConfig, ReportConfig
 from dqnet.costs import cost_table
 from dqnet.costs.network import static_cost
 from dqnet.errors import UserError
-from dqnet.evaluation.cascade import SHARES, before_routing, cascade_point, thresholds
+from dqnet.evaluation.cascade import (
+    SHARES,
+    before_routing,
+    cascade_evaluation,
+    cascade_point,
+    is_unsure,
+    thresholds,
+)
 from dqnet.evaluation.evaluate_cascade import evaluate_cascade
+from dqnet.evaluation.trained import load_trained
 from dqnet.formats import Precision
 from dqnet.measurement import Evaluation
 from dqnet.plan import LayerPlan
@@ -36,20 +45,13 @@ def folders(run):
 def cascade(tmp_path):
     """``cascade(first, second, budgets, key=value, ...)``: what eval.py does."""
 
-    def start(first, second=None, budget=None, second_budget=None, **changes):
-        passes = CascadeConfig(None if second is None else str(second), second_budget)
+    def start(first, second=None, budget=None, second_budget=None, own=(), **changes):
+        passes = CascadeConfig(None if second is None else str(second), second_budget, **dict(own))
         config = EvalConfig(checkpoint=str(first), budget=budget, cascade=passes, **changes)
         config.output = config.output or str(tmp_path / "cascade")
         return evaluate_cascade(config, Console(file=io.StringIO(), width=100))
 
     return start
-
-
-def per_sample(folder):
-    with (folder / "per_sample.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    columns = "confidence", "correct", "bit_flops"
-    return [np.array([float(row[name]) for row in rows]) for name in columns]
 
 
 def evaluation(seed, cost):
@@ -72,7 +74,13 @@ def evaluation(seed, cost):
         scores=torch.empty(40, 0, 1),
         widths=(2,),
         layers=layers,
+        logits=logits.log_softmax(1),
     )
+
+
+def point_at(threshold, first, second, reused=()):
+    """Of a cascade whose second answer replaces the first, from two evaluations."""
+    return cascade_point(cascade_evaluation(first, second, is_unsure(threshold, first), reused))
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.55, 0.7, 1.0])
@@ -90,7 +98,7 @@ def evaluation(seed, cost):
 )
 def test_point_is_what_a_loop_over_the_images_gives(threshold, reused, quantized, full_precision):
     first, second = evaluation(0, 28.0), evaluation(1, 63.0)
-    point = cascade_point(first, second, threshold, reused)
+    point = point_at(threshold, first, second, reused)
     hits, losses, costs, totals = [], [], [], []
     for i in range(40):
         again = first.top_probabilities[i].max() <= threshold
@@ -118,10 +126,11 @@ def test_confidence_that_knows_what_is_wrong_gains():
     first, second = evaluation(0, 28.0), evaluation(1, 63.0)
     probabilities = first.top_probabilities.clone()
     probabilities[:, 0] = torch.where(first.correct, 0.9, 0.5)
-    object.__setattr__(first, "top_probabilities", probabilities)
-    object.__setattr__(second, "top_classes", second.labels[:, None].expand(40, 3))
+    first = replace(first, top_probabilities=probabilities)
+    second = replace(second, top_classes=second.labels[:, None].expand(40, 3))
     wrong = 1 - first.correct.double().mean().item()
-    point = cascade_point(first, second, 0.7)
+    again = first.confidence <= 0.7
+    point = cascade_point(cascade_evaluation(first, second, again))
     assert point["top1"] == 100 and point["share"] == pytest.approx(wrong)
     # Of the wrong ones only their share is drawn by chance, up to five permutations' luck.
     assert point["instance_gain"]["points"] == pytest.approx(100 * wrong * (1 - wrong), abs=8)
@@ -136,38 +145,79 @@ def test_thresholds_leave_the_shares_below():
 
 
 def test_thresholds_of_few_images():
-    assert thresholds(torch.tensor([0.5, 0.9]).double(), (0.0, 0.5, 1.0)) == [0, 0.5, 1]
+    found = thresholds(torch.tensor([0.5, 0.9]).double(), (0.0, 0.5, 1.0))
+    assert found == pytest.approx([0, 0.7, 1])
     assert thresholds(torch.tensor([0.9]).double(), (0.0, 0.4, 1.0)) == [0, 1]
 
 
+@torch.no_grad()
+def logits_of(folder, split="test", view=lambda x: x):
+    """``[N, C]`` and labels ``[N]``, of a static network, straight from its model."""
+    console = Console(file=io.StringIO())
+    trained = load_trained(str(folder), EvalConfig(split=split), console)
+    trained.model.eval()
+    parts = [(trained.model(view(x)).logits.double(), y) for x, y in trained.held_out]
+    z, labels = (torch.cat(part).numpy() for part in zip(*parts, strict=True))
+    return z, labels
+
+
+def expected(point, first, second, labels, combine):
+    """Share that runs twice and top-1, by the formula."""
+    temperatures, weight = point["temperatures"], point["weight"]
+    one, two = (log_softmax(z / t, 1) for z, t in zip((first, second), temperatures, strict=True))
+    again = np.exp(one).max(1) <= point["threshold"]
+    both = two if combine == "replace" else weight * one + (1 - weight) * two
+    answers = np.where(again[:, None], both, one).argmax(1)
+    return again.mean(), 100 * (answers == labels).mean()
+
+
+@pytest.mark.parametrize("combine", ["committee", "replace"])
 @pytest.mark.parametrize("split", ["test", "val"])
-def test_points_follow_from_both_networks_per_sample_files(
-    run, folders, measure, cascade, tmp_path, split
-):
+def test_points_follow_from_both_networks_logits(run, folders, cascade, split, combine):
     costly = run("quant.widths=[6]", "trainer.epochs=3", "data.val_fraction=0.25").folder
-    results = cascade(folders["cheap"], costly, split=split)
-    for name, folder in (("first", folders["cheap"]), ("second", costly)):
-        measure(folder, output=str(tmp_path / name), split=split)
-    confidence, right, cost = per_sample(tmp_path / "first")
-    _, right_again, cost_again = per_sample(tmp_path / "second")
+    results = cascade(folders["cheap"], costly, split=split, own={"combine": combine})
+    first, labels = logits_of(folders["cheap"], split)
+    second, _ = logits_of(costly, split)
+    cost, more = (results[name]["bit_flops"] for name in ("first", "second"))
     assert len(results["points"]) > 5
     for point in results["points"]:
-        again = confidence <= point["threshold"]
-        assert point["share"] == pytest.approx(again.mean())
-        assert point["top1"] == pytest.approx(100 * np.where(again, right_again, right).mean())
-        assert point["bit_flops"] == pytest.approx((cost + again * cost_again).mean())
+        share, top1 = expected(point, first, second, labels, combine)
+        assert point["share"] == pytest.approx(share)
+        assert point["top1"] == pytest.approx(top1)
+        assert point["bit_flops"] == pytest.approx(cost + share * more)
     assert results["reused_bit_flops"] == 0
     assert results["points"][0]["top1"] == results["first"]["top1"]
-    assert results["points"][-1]["top1"] == results["second"]["top1"]
+    if combine == "replace":
+        assert results["points"][-1]["top1"] == results["second"]["top1"]
 
 
-def test_thresholds_come_from_images_that_are_not_measured(folders, measure, cascade, tmp_path):
+def test_numbers_come_from_images_that_are_not_measured(folders, cascade):
+    """Temperatures have the least cross-entropy there, and thresholds are confidences there."""
     results = cascade(folders["cheap"], folders["costly"])
-    measure(folders["cheap"], output=str(tmp_path / "val"), split="val")
-    confidence = per_sample(tmp_path / "val")[0]
-    assert results["calibration"] == {"images": len(confidence), "split": "val"}
+    z, labels = logits_of(folders["cheap"], "val")
+    assert results["calibration"] == {"images": len(labels), "split": "val"}
+
+    def loss(temperature):
+        return -log_softmax(z / temperature, 1)[np.arange(len(labels)), labels].mean()
+
+    best = min(np.geomspace(0.1, 10, 2001), key=loss)
+    confidence = softmax(z / results["points"][0]["temperatures"][0], 1).max(1)
+    for point in results["points"]:
+        assert point["temperatures"][0] == pytest.approx(best, rel=0.01)
+    ordered = np.sort(confidence)
+    middles = (ordered[1:] + ordered[:-1]) / 2
     for point in results["points"][1:-1]:
-        assert np.isclose(confidence, point["threshold"], rtol=1e-12).any()
+        assert np.isclose(middles, point["threshold"], rtol=1e-5).any()
+
+
+def test_a_second_look_of_the_same_network(folders, cascade):
+    results = cascade(folders["cheap"], own={"view": "mirror"})
+    first, labels = logits_of(folders["cheap"])
+    second, _ = logits_of(folders["cheap"], view=lambda x: x.flip(-1))
+    for point in results["points"]:
+        share, top1 = expected(point, first, second, labels, "committee")
+        assert (point["share"], point["top1"]) == pytest.approx((share, top1))
+        assert point["bit_flops"] == pytest.approx((1 + share) * results["first"]["bit_flops"])
 
 
 def test_one_network_at_two_budgets_pays_for_its_shared_layers_once(
@@ -232,6 +282,10 @@ def test_only_its_own_file_is_written(folders, cascade, tmp_path):
         ("cheap", "none", {}, "none.* does not exist"),
         ("cheap", "costly", {"curve": True}, "an evaluation of its own: start it without curve"),
         ("cheap", "costly", {"report": ReportConfig("html")}, "start it without report"),
+        ("cheap", "costly", {"own": {"view": "upside"}}, "cascade.view 'upside'.*mirror"),
+        ("cheap", "costly", {"own": {"combine": "sum"}}, "cascade.combine 'sum'.*committee"),
+        ("cheap", "costly", {"own": {"share": 1.5}}, r"cascade.share=1.5 must be .* in \[0, 1\]"),
+        ("dynamic", None, {"second_budget": 3, "own": {"share": 0.2}}, "two networks or two views"),
     ],
 )
 def test_errors(folders, cascade, tmp_path, first, second, changes, message):

@@ -20,6 +20,8 @@ from dqnet.units import unit_for
 LIMIT = 10_000
 #: longest side of a sheet; a browser decodes one in a few milliseconds, and only when it is shown
 SHEET = 1024
+#: as of :func:`width_colours`, of a layer that does not run
+NOT_RUN_COLOUR = {"width": 0, "label": "not run", "fill": "#9aa4ae55", "ink": "#101317"}
 #: pixels are kept exactly up to this many bytes (10,000 images of 32 px), else at a quality of 90 %
 LOSSLESS_BYTES = 32 * 2**20
 
@@ -77,6 +79,7 @@ def make_gallery(results: Results) -> Gallery:
         "top": samples.top5_classes.shape[1],
         "unit": vars(unit),
         "costsDiffer": results.costs_differ,
+        "cascade": results.is_cascade,
         "image": {"width": width, "height": height},
         "sheet": {"columns": columns, "rows": rows},
     }
@@ -116,15 +119,18 @@ def make_sheets(images: np.ndarray) -> list[bytes]:
     return sheets
 
 
-def width_colours(precisions: tuple[Precision, ...]) -> list[dict[str, Any]]:
+def width_colours(precisions: tuple[Precision | None, ...]) -> list[dict[str, Any]]:
     """The ``width``, ``label``, colour (``fill``) and readable ``ink`` of each, cheapest lightest.
+
+    A layer that does not run, ``None``, is a shade of grey.
 
     Part of viridis, whose order survives every form of colour blindness and a grey print; its ends
     are left out, being invisible on a white or a black page.
     """
-    places = np.linspace(0.9, 0.2, len(precisions))
-    colours = []
-    for precision, fill in zip(precisions, map(to_hex, colormaps["viridis"](places)), strict=True):
+    run = [precision for precision in precisions if precision is not None]
+    places = np.linspace(0.9, 0.2, len(run))
+    colours = [] if len(run) == len(precisions) else [NOT_RUN_COLOUR]
+    for precision, fill in zip(run, map(to_hex, colormaps["viridis"](places)), strict=True):
         light = np.dot((0.2126, 0.7152, 0.0722), np.power(to_rgb(fill), 2.2)) > 0.18
         ink = "#101317" if light else "#ffffff"
         own = {"width": precision.width, "label": precision.label}

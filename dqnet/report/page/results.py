@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from dqnet.errors import UserError
-from dqnet.evaluation.samples import Samples, read_samples
+from dqnet.evaluation.samples import NOT_RUN, Samples, read_samples
 from dqnet.formats import Precision
 from dqnet.runtime.files import read_json
 
@@ -74,9 +74,17 @@ class Results:
         return shuffled if self.cost is None else np.lexsort((shuffled, self.cost))
 
     @property
-    def candidates(self) -> tuple[Precision, ...]:
-        """The precisions that routed layers choose from, ascending."""
-        return tuple(map(Precision.parse, self.samples.widths)) if self.layers else ()
+    def candidates(self) -> tuple[Precision | None, ...]:
+        """The precisions that routed layers choose from, ascending; ``None``: a layer does not run.
+
+        The latter is the first one of a cascade.
+        """
+        return tuple(map(_precision, self.samples.widths)) if self.layers else ()
+
+    @property
+    def is_cascade(self) -> bool:
+        """Whether images may have made two passes."""
+        return "cascade" in self.metrics
 
 
 def read_results(folder: Path) -> Results:
@@ -103,7 +111,7 @@ def read_results(folder: Path) -> Results:
             "python eval.py report=html writes both"
         )
     metrics = read_json(folder / "eval.json")
-    widths = np.array([Precision.parse(name).width for name in samples.widths])
+    widths = np.array([p.width if p else 0 for p in map(_precision, samples.widths)])
     classes = max(samples.labels.max(), samples.top5_classes.max()) + 1
     names = [printable(str(name)) for name in samples.class_names]
     return Results(
@@ -116,6 +124,10 @@ def read_results(folder: Path) -> Results:
         class_names=(*names, *map(str, range(len(names), classes))),
         curve=read_curve(folder / "curve.csv"),
     )
+
+
+def _precision(name: str) -> Precision | None:
+    return None if name == NOT_RUN else Precision.parse(name)
 
 
 def printable(text: str) -> str:

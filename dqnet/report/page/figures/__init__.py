@@ -23,7 +23,9 @@ def figures_of(results: Results, baselines: Sequence[Run]) -> list[Figure]:
     """The figures that make sense for an evaluation; of a static model there are few."""
     by_cost, routed = results.costs_differ, bool(results.layers)
     figures = [cost_histogram(results)] if by_cost else []
-    figures += [layer_widths(results), class_widths(results)] if routed else []
+    figures += [layer_widths(results)] if routed else []
+    # A pass that is not made is no width.
+    figures += [class_widths(results)] if routed and not results.is_cascade else []
     figures += [accuracy_by_cost(results), confidence_by_cost(results)] if by_cost else []
     if len(results.curve) or baselines:
         figures.append(trade_off(results, baselines))

@@ -50,7 +50,11 @@ def trade_off(results: Results, baselines: Sequence[Run]) -> Figure:
             # Behind the curve's own points, which have no tooltips.
             spot = {"color": ACCENT, "ms": 4, "zorder": 1.5}
             (dot,) = axes.plot(row.bit_flops / unit.divisor, row.top1, "o", **spot)
-            tip(dot, f"λ = {row.budget_lambda:.4g}: {row.top1:.2f} %, {unit.show(row.bit_flops)}")
+            if "threshold" in curve:
+                where = f"{row.share:.1%} run twice, up to {row.threshold:.3f}"
+            else:
+                where = f"λ = {row.budget_lambda:.4g}"
+            tip(dot, f"{where}: {row.top1:.2f} %, {unit.show(row.bit_flops)}")
     elif own is not None:
         star = {"color": CONTRAST, "ms": 14, "label": "this evaluation"}
         (dot,) = axes.plot(own / unit.divisor, top1, "*", **star)
@@ -98,11 +102,14 @@ def _draw_curve(axes: Axes, points: pd.DataFrame, metrics: dict[str, Any]) -> No
     plot(points, "top1", "o-", color=ACCENT, ms=4, lw=1.6, label="own routing")
     if "shuffled_top1" in points:
         plot(points, "shuffled_top1", "--", color=MUTED, label="shuffled routing")
-    own = metrics["budget_lambda"]
-    trained = points[points["budget_lambda"] == 0]
-    plot(trained, "top1", "*", color=CONTRAST, ms=14, label="as trained")
+    own, star, label = metrics["budget_lambda"], 0.0, "as trained"
+    knob = "budget_lambda"
+    if "threshold" in points:
+        knob, star, label = "threshold", metrics["cascade"]["threshold"], "this cascade"
+    trained = points[points[knob] == star]
+    plot(trained, "top1", "*", color=CONTRAST, ms=14, label=label)
     if own:
-        asked = points[points["budget_lambda"] == own]
+        asked = points[points[knob] == own]
         label = f"budget {metrics['budget']:g} bits"
         plot(asked, "top1", "D", color=CONTRAST, ms=7, label=label)
     for width, single in ((metrics.get("controls") or {}).get("single") or {}).items():

@@ -20,26 +20,28 @@ NAME_LENGTH = 24
 
 def layer_widths(results: Results) -> Figure:
     """Layers from first to last against widths; the darker, the more images."""
-    candidates, layers = results.candidates, results.layers
+    labels = [p.label if p else "not run" for p in results.candidates]
+    where = [f"at {p} bits" if p else "not run" for p in results.candidates]
+    layers = results.layers
     chosen = results.samples.chosen
-    shares = np.stack([(chosen == k).mean(0) for k in range(len(candidates))], axis=1)
+    shares = np.stack([(chosen == k).mean(0) for k in range(len(labels))], axis=1)
     numbered = len(layers) <= NUMBERED
     canvas, axes = blank((SIZE[0], max(SIZE[1], 0.4 + len(layers) * (0.22 if numbered else 0.055))))
     for (row, column), share in np.ndenumerate(shares):
         # Not fully opaque, so that ink stays readable on the darkest cell.
         place, shade = (column - 0.48, row - 0.46), 0.04 + 0.71 * share
         cell = Rectangle(place, 0.96, 0.92, color=ACCENT, lw=0, alpha=shade)
-        tip(cell, f"{layers[row]} at {candidates[column]} bits: {share:.1%} of the images")
+        tip(cell, f"{layers[row]} {where[column]}: {share:.1%} of the images")
         axes.add_patch(cell)
         if numbered:
             centred = {"ha": "center", "va": "center", "fontsize": 8.5, "color": INK}
             axes.text(column, row, f"{share:.0%}", **centred)
     step = 1 if numbered else -(-len(layers) // 32)
-    axes.set_xticks(range(len(candidates)), [p.label for p in candidates])
+    axes.set_xticks(range(len(labels)), labels)
     axes.set_yticks(range(0, len(layers), step), layers[::step])
     axes.tick_params(length=0)
     axes.xaxis.tick_top()
-    axes.set(xlim=(-0.5, len(candidates) - 0.5), ylim=(len(layers) - 0.5, -0.5))
+    axes.set(xlim=(-0.5, len(labels) - 0.5), ylim=(len(layers) - 0.5, -0.5))
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     return Figure(
@@ -47,10 +49,9 @@ def layer_widths(results: Results) -> Figure:
         "Widths of each layer",
         "The share of images that ran each layer at each width, first layer on top; a row with "
         "one dark cell is a layer that ignores the image.",
-        f"Shares of images at {', '.join(map(str, candidates))} bits. "
+        f"Shares of images {', '.join(where)}. "
         + "; ".join(
-            f"{layer}: "
-            + ", ".join(f"{s:.0%} at {w}" for s, w in zip(row, candidates, strict=True))
+            f"{layer}: " + ", ".join(f"{s:.0%} {w}" for s, w in zip(row, where, strict=True))
             for layer, row in zip(layers, shares, strict=True)
         ),
         canvas,

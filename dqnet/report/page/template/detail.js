@@ -27,7 +27,8 @@ function fillDetail(i) {
     ["confidence", percent(data.confidence[i])],
   ];
   if (data.cost) facts.push(["Bit-FLOPs", showCost(data.cost[i])]);
-  if (layers.length) facts.push(["mean width", `${meanWidth(i).toFixed(3)} bits`]);
+  if (about.cascade) facts.push(["passes", passes(i)]);
+  else if (layers.length) facts.push(["mean width", `${meanWidth(i).toFixed(3)} bits`]);
   byId("detail-facts").replaceChildren(
     ...facts.flatMap(([name, value]) => [element("dt", "", name), element("dd", "", value)]),
   );
@@ -67,12 +68,13 @@ function layerRows(i) {
     row.append(title);
     widths.forEach((colour, k) => {
       const score = data.scores[(i * layers.length + layer) * widths.length + k];
-      const cell = element("td", "", signed(score));
+      const text = about.cascade ? "" : signed(score);
+      const cell = element("td", "", text);
       if (colour === widthOf(i, layer)) {
         cell.className = "chosen";
         cell.style.background = colour.fill;
         cell.style.color = colour.ink;
-        cell.setAttribute("aria-label", `${signed(score)}, chosen`);
+        cell.setAttribute("aria-label", about.cascade ? "ran" : `${text}, chosen`);
       }
       row.append(cell);
     });

@@ -31,6 +31,9 @@ function meanWidth(i) {
   return sum / layers.length;
 }
 
+// The last layer is of the second pass, whose first candidate is not to run.
+const passes = (i) => (data.chosen[(i + 1) * layers.length - 1] ? 2 : 1);
+
 function element(tag, className, text) {
   const made = document.createElement(tag);
   if (className) made.className = className;
@@ -74,7 +77,9 @@ async function drawImage(canvas, i, size) {
 const grid = byId("grid");
 const filters = byId("filters");
 const cardSize = parseFloat(getComputedStyle(grid).getPropertyValue("--card")) * 16;
-const stripRows = Math.ceil(layers.length / 30);
+// Both passes of a cascade, one above the other.
+const stripRows = about.cascade
+  ? 2 * Math.ceil(layers.length / 60) : Math.ceil(layers.length / 30);
 const stripHeight = stripRows * 9;
 let selected = [];
 let page = 0;
@@ -113,7 +118,8 @@ function card(i) {
   made.tabIndex = -1;
   const answer = isRight(i) ? "right" : `wrong, predicted ${prediction}`;
   const cost = data.cost ? `, ${showCost(data.cost[i])} Bit-FLOPs` : "";
-  const width = layers.length ? `, mean width ${meanWidth(i).toFixed(2)} bits` : "";
+  let width = layers.length ? `, mean width ${meanWidth(i).toFixed(2)} bits` : "";
+  if (about.cascade) width = passes(i) === 1 ? ", ran once" : ", ran twice";
   made.setAttribute("aria-label", `image ${data.index[i]}: ${label}, ${answer}${cost}${width}`);
   made.title = `${label} → ${prediction}`;
   drawCard(canvas, i);

@@ -113,7 +113,7 @@ def _test_images(root: Path) -> Loader:
 
 
 def _top1(model: nn.Module, test: Loader) -> float:
-    return 100 * evaluate(model, test, lambda images: images, nullcontext).metrics["top1"]
+    return evaluate(model, test, lambda images: images, nullcontext).metrics["top1"]
 
 
 def draw(table: pandas.DataFrame, folder: Path) -> None:

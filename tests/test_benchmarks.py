@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_runs import image_folder  # noqa: F401  a fixture
+from torch import nn
 
+from benchmarks import formats
 from benchmarks.dynamic import gradient_error, networks
 from benchmarks.formats import METHODS, format_of, relative_error
 
@@ -30,3 +33,13 @@ def test_the_error_of_a_format_is_that_of_its_cast():
     error = relative_error(weight, "small float, more mantissa", 8)
     assert error == pytest.approx(expected.item(), rel=1e-5)
     assert {str(format_of(row, 4)) for row in METHODS} == {"4", "e2m1", "e3m0"}
+
+
+def test_top1_of_formats_is_in_per_cent(image_folder, monkeypatch):  # noqa: F811
+    """A network that calls everything a dog is right for two of the six test images."""
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    nn.init.zeros_(model[0].weight)
+    model[0].bias.data = torch.tensor([0.0, 1.0, 0.0])
+    monkeypatch.setattr(formats, "METHODS", {"power of two": METHODS["power of two"]})
+    table = formats.measure(model.eval(), [nn.Conv2d(3, 3, 1)], image_folder("cat", "dog", "owl"))
+    assert table["top1"].tolist() == pytest.approx([100 / 3] * (1 + len(formats.BITS)))

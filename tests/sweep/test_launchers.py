@@ -12,6 +12,7 @@ from processes import ROOT, epochs, metrics
 from dqnet.sweep.resources import machine, share
 
 
+@pytest.mark.slow  # half a minute of starting processes
 def test_killed_worker_does_not_lose_the_others(start, command, tiny, tmp_path):
     sweep = "-m", *tiny, "trainer.epochs=20", "seed=0,1,2", "hydra.sweep.subdir=${seed}"
     parallel = start(*sweep, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")

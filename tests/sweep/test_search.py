@@ -22,7 +22,7 @@ def study(folder):
 
 
 def test_a_killed_search_ends_like_one_that_was_not(start, command, search, tmp_path):
-    search = [*search, "trainer.epochs=8", "hydra.sweeper.n_trials=4"]
+    search = [*search, "trainer.epochs=5", "hydra.sweeper.n_trials=4"]
     folder = tmp_path / "search"
     first = start(*search)
     first.wait_for(lambda: sum(len(metrics(run)) > 1 for run in folder.glob("optim*")) == 3)
@@ -39,7 +39,7 @@ def test_a_killed_search_ends_like_one_that_was_not(start, command, search, tmp_
     trials = study(folder).trials
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 4
     assert trials[2].params == cut.params
-    assert all(epochs(run) == list(range(8)) for run in folder.glob("optim*"))
+    assert all(epochs(run) == list(range(5)) for run in folder.glob("optim*"))
 
     undisturbed = [*search, "hydra.sweep.dir=undisturbed"]
     assert command("train.py", *undisturbed).status == 0

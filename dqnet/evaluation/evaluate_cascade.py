@@ -64,12 +64,19 @@ class Pass:
             "checkpoint": str(trained.path),
             "checkpoint_sha256": trained.sha256,
             "quantizer": trained.config.quant.quantizer,
-            "widths": [width for width in evaluation.widths if width != NOT_RUN],
+            "widths": self._widths(evaluation),
             "target_bits": trained.objective.target_bits,
             "budget": self.budget,
             "budget_lambda": self.budget_lambda,
             **{name: evaluation.metrics[name] for name in names},
         }
+
+    def _widths(self, evaluation: Evaluation) -> list[int | str]:
+        """The candidates, without those of layers that have a precision of their own."""
+        quant = self.trained.config.quant
+        if quant.plan is None and not isinstance(self.model, Cascade):
+            return list(quant.widths)
+        return [width for width in evaluation.widths if width != NOT_RUN]
 
     def content(self) -> dict[str, Any]:
         """Of the checkpoint."""

@@ -55,9 +55,10 @@ def read_cascade(folder: Path) -> pd.DataFrame | None:
     Returns:
         A row per threshold, by ascending cost: the ``share`` of images that run twice, costs, top-1
         in %, and the instance gain with its interval. In every row ``first`` and ``second``, the
-        passes' widths and what they were to cost (``2/3/4 at 3``), and ``full_precision``,
-        Bit-FLOPs of the second network's full-precision layers. ``None`` without a file, or with
-        one of another part of the data or of another checkpoint than the run's summary.
+        passes' widths and what they were to cost (``2/3/4 at 3``), the second one's with what it
+        sees and how it counts; and ``full_precision``, Bit-FLOPs of the second network's
+        full-precision layers. ``None`` without a file, or with one of another part of the data or
+        of another checkpoint than the run's summary.
 
     Raises:
         UserError: if it is broken.
@@ -73,13 +74,19 @@ def read_cascade(folder: Path) -> pd.DataFrame | None:
         points = pd.json_normalize(content["points"])[list(POINT)].rename(columns=POINT)
         return points.sort_values("bit_flops").assign(
             first=_label(first),
-            second=_label(second),
+            second=_label(second) + _how(content),
             full_precision=second["bit_flops_total"] - second["bit_flops"],
         )
 
 
 def _is_own(split: str, checkpoint: str) -> bool:
     return split == "test" and Path(checkpoint).name == "best.pt"
+
+
+def _how(content: dict[str, Any]) -> str:
+    """What a second pass sees, and whether its answer is averaged; older files lack both."""
+    view, combine = content.get("view"), content.get("combine", "replace")
+    return "".join([f" {view}" if view else "", f" {combine}" if combine != "replace" else ""])
 
 
 def _label(network: dict[str, Any]) -> str:

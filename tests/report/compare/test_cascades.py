@@ -76,6 +76,16 @@ def test_cheapest_point_that_is_as_accurate(study):
     assert all(map(np.isnan, (four.share, four.cost_ratio, four.total_ratio)))
 
 
+def test_second_looks_and_committees_say_so(study):
+    for how, shown in (
+        ({"view": "mirror", "combine": "committee"}, "2/3/4 at 3 mirror committee"),
+        ({"view": None, "combine": "committee"}, "2/3/4 at 3 committee"),
+        ({"view": None, "combine": "replace"}, "2/3/4 at 3"),
+    ):
+        write_cascade(study / "static2", **how)
+        assert set(read_cascade(study / "static2")["second"]) == {shown}
+
+
 def test_tables_and_figure(study, tmp_path, capsys):
     main([str(study), "--out", str(tmp_path / "with")])
     assert "cascades.csv" in capsys.readouterr().out

@@ -10,6 +10,8 @@ from torch import nn
 from benchmarks import formats
 from benchmarks.dynamic import gradient_error, networks
 from benchmarks.formats import METHODS, format_of, relative_error
+from benchmarks.precision_gating import Gate
+from dqnet.layers import QuantConv2d
 
 
 def test_the_textbook_network_answers_like_the_dynamic_one():
@@ -43,3 +45,28 @@ def test_top1_of_formats_is_in_per_cent(image_folder, monkeypatch):  # noqa: F81
     monkeypatch.setattr(formats, "METHODS", {"power of two": METHODS["power of two"]})
     table = formats.measure(model.eval(), [nn.Conv2d(3, 3, 1)], image_folder("cat", "dog", "owl"))
     assert table["top1"].tolist() == pytest.approx([100 / 3] * (1 + len(formats.BITS)))
+
+
+def test_gates_keep_or_drop_the_low_bits():
+    conv, norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8).eval()
+    layer = QuantConv2d.from_float(conv, widths=(4,), quantizer="lsq").eval()
+    images = torch.rand(2, 3, 6, 6)
+    layer.calibrating = True
+    layer(images)
+    layer.calibrating = False
+    layer.input_quantizer.finish()
+    gate = Gate(layer, norm, low=2)
+    with torch.no_grad():
+        plain = layer(images)  # collects
+        step = layer.input_quantizer.encode(images, 0).scale
+        coarse = (images / step).round().clamp(0, 15).div(4).floor() * 4 * step
+        weight = layer.weight_quantizer(layer.weight, 0)
+        rough = nn.functional.conv2d(coarse, weight, layer.bias, padding=1)
+        assert not torch.allclose(plain, rough)
+        for threshold, expected in ((-torch.inf, plain), (torch.inf, rough)):
+            gate.threshold = threshold
+            torch.testing.assert_close(layer(images), expected)
+        gate.threshold, gate.skipped, gate.outputs = 0.1, 0, 0
+        fine = norm(rough) > 0.1
+        torch.testing.assert_close(layer(images), torch.where(fine, plain, rough))
+    assert (gate.skipped, gate.outputs) == (int((~fine).sum()), fine.numel())

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
 from functools import partial
@@ -105,6 +106,8 @@ def job(run: Callable[[], T], folder: Path | None = None) -> T | None:
         What ``run`` returns; ``None`` if it failed within a sweep.
     """
     take_every_character()  # in a sweep's own processes too
+    if not os.environ.get(TRACEBACK):
+        warnings.formatwarning = _warning_line
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
     if in_sweep and folder is not None:
         print(os.path.relpath(folder), flush=True)
@@ -193,6 +196,10 @@ def _is_mistake(error: Exception) -> bool:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+def _warning_line(message: Warning | str, *_: Any) -> str:
+    return f"warning: {' '.join(str(message).split())}\n"
 
 
 def _line(error: Exception, config_dir: Path, config_name: str) -> str:

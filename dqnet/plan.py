@@ -6,7 +6,8 @@ It is made by rules (:mod:`dqnet.rules`), by a search or by hand; conversion car
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ ROLES = ("full", "static", "routed")
 FULL = "full"
 #: how large a layer is
 _COUNTS = ("macs", "weights", "inputs", "outputs")
+#: of these, those that do not depend on the images
+_OF_MODEL = ("weights",)
 
 
 class PlanMismatchError(UserError):
@@ -111,16 +114,20 @@ class Plan:
     Attributes:
         layers: convolutions (of any kind), fully connected layers, and modules that multiply
             activations, in execution order.
+        image_shape: ``(C, H, W)`` of the images that counts are of; ``None``: the plan does not
+            say.
     """
 
     layers: tuple[LayerPlan, ...]
+    image_shape: tuple[int, ...] | None = field(default=None, compare=False)
 
     @property
     def routed(self) -> tuple[LayerPlan, ...]:
         return tuple(layer for layer in self.layers if layer.role == "routed")
 
     def to_json(self) -> dict[str, Any]:
-        return {"layers": [layer.to_json() for layer in self.layers]}
+        images = {} if self.image_shape is None else {"image_shape": list(self.image_shape)}
+        return images | {"layers": [layer.to_json() for layer in self.layers]}
 
     @classmethod
     def from_json(cls, content: Any) -> Plan:
@@ -137,12 +144,19 @@ class Plan:
         for name in names:
             if names.count(name) > 1:
                 raise UserError(f"the plan has layer {name!r} more than once")
-        return cls(layers)
+        shape = content.get("image_shape")
+        if shape is None:
+            return cls(layers)
+        sizes = shape if isinstance(shape, list) else []
+        if len(sizes) != 3 or not all(type(size) is int and size > 0 for size in sizes):
+            raise UserError(f"the plan's image_shape {shape!r} is not [channels, height, width]")
+        return cls(layers, tuple(sizes))
 
     def dumps(self) -> str:
         """JSON with a line for every layer, to be edited by hand."""
+        head, _, _ = json.dumps(self.to_json()).partition("[{")
         lines = ",\n  ".join(json.dumps(layer.to_json()) for layer in self.layers)
-        return f'{{"layers": [\n  {lines}\n]}}\n'
+        return f"{head}[\n  {lines}\n]}}\n"
 
     def save(self, path: str | Path) -> None:
         Path(path).write_text(self.dumps(), encoding="utf-8")
@@ -174,23 +188,43 @@ class Plan:
                     "(hydra.run.dir)"
                 )
 
+    def for_images_of(self, other: Plan) -> Plan:
+        """The same roles and precisions, counted on the images of another plan of the model.
+
+        Args:
+            other: a plan that was made of the model.
+
+        Raises:
+            PlanMismatchError: if the plans differ in more than the size of images.
+        """
+        self._check_counts(other, _COUNTS if self.image_shape == other.image_shape else _OF_MODEL)
+        counted = (
+            replace(mine, **{key: getattr(theirs, key) for key in _COUNTS})
+            for mine, theirs in zip(self.layers, other.layers, strict=True)
+        )
+        return Plan(tuple(counted), other.image_shape)
+
     def check_model(self, other: Plan) -> None:
         """Raises PlanMismatchError with the first difference unless both are of one model.
+
+        Images have to be of one size, too.
 
         Args:
             other: a plan that was made of the model.
         """
+        self._check_counts(other, _COUNTS)
+
+    def _check_counts(self, other: Plan, keys: Sequence[str]) -> None:
         for mine, theirs in zip(self.layers, other.layers, strict=False):
             if mine.name != theirs.name:
                 raise PlanMismatchError(
                     f"it has layer {mine.name!r} where the model has {theirs.name!r}"
                 )
-            for key in _COUNTS:
+            for key in keys:
                 ours, own = getattr(mine, key), getattr(theirs, key)
                 if ours != own:
                     raise PlanMismatchError(
-                        f"layer {mine.name!r} has {key} {ours}, in the model {own} "
-                        "(or images are of another size)"
+                        f"layer {mine.name!r} has {key} {ours}, in the model {own}"
                     )
         if len(self.layers) != len(other.layers):
             longer, shorter = sorted((self.layers, other.layers), key=len, reverse=True)

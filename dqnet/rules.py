@@ -157,7 +157,8 @@ def plan_of_trace(
     ]
     for name, product in trace.products.items():
         made.append((product.order, LayerPlan(name or "network", FULL, macs=product.macs)))
-    return Plan(tuple(layer for _, layer in sorted(made, key=lambda pair: pair[0])))
+    ordered = tuple(layer for _, layer in sorted(made, key=lambda pair: pair[0]))
+    return Plan(ordered, trace.image_shape)
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:

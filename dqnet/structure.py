@@ -100,7 +100,8 @@ def plan_of_changed(network: nn.Module, before: Structure, image_shape: tuple[in
     if all(layer.role == "full" for layer in plan.layers):
         raise UserError(f"{CHANGED} and no layer is quantized any more; {REMEDY}")
     warn_uncounted(trace)
-    return Plan(tuple(replace(n, name=n.name.replace(COMPILED, "")) for n in plan.layers))
+    layers = (replace(n, name=n.name.replace(COMPILED, "")) for n in plan.layers)
+    return replace(plan, layers=tuple(layers))
 
 
 def _check_routed(modules: list[nn.Module], before: Structure) -> None:

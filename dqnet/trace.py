@@ -71,6 +71,7 @@ class Trace:
         uncounted: modules that ran and have a weight of two axes or more, but are not layers: what
             they compute is not known.
         overwritten: whether the watched module's output was changed in place afterwards.
+        image_shape: ``(C, H, W)`` of the images.
     """
 
     layers: dict[str, LayerTrace] = field(default_factory=dict)
@@ -79,6 +80,7 @@ class Trace:
     products: dict[str, LayerTrace] = field(default_factory=dict)
     uncounted: list[str] = field(default_factory=list)
     overwritten: bool = False
+    image_shape: tuple[int, ...] = ()
 
 
 def trace_model(
@@ -98,7 +100,7 @@ def trace_model(
         signs: whether signs are asked for. Otherwise no parameter is touched, so that a backward
             pass may be outstanding.
     """
-    trace = Trace()
+    trace = Trace(image_shape=tuple(sample_input.shape[1:]))
     kept: list[tuple[Tensor, int]] = []
     clock = iter(range(10**9))
 

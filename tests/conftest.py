@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import runpy
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def command(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "")  # restored afterwards
     monkeypatch.delenv(cli.TRACEBACK, raising=False)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -112,7 +113,10 @@ def test_one_bad_line_is_refused_by_name(tmp_path, old, new, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"layers": []}', "{'a'", '{"layers": [3]}'])
+NO_PLANS = ["", "[]", "{}", '{"layers": []}', "{'a'", '{"layers": [3]}']
+
+
+@pytest.mark.parametrize("text", NO_PLANS)
 def test_what_is_not_a_plan_is_refused(tmp_path, text):
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises(UserError, match=r"plan\.json"):
@@ -121,9 +125,17 @@ def test_what_is_not_a_plan_is_refused(tmp_path, text):
         Plan.load(tmp_path / "nowhere.json")
 
 
+@pytest.mark.parametrize("shape", ["8", "[8, 8]", "[1, 8, 0]", "[1, 8, 8.0]"])
+def test_images_of_no_size_are_refused(tmp_path, shape):
+    path = text_of(converted().plan, tmp_path, lambda lines: [
+        line.replace("[3, 8, 8]", shape) for line in lines
+    ])  # fmt: skip
+    with pytest.raises(UserError, match=r"image_shape .* is not \[channels, height, width\]"):
+        Plan.load(path)
+
+
 OTHER_MODELS = [
     ({"net": "resnet32_cifar"}, "it has layer 'layer2.0.conv1' where .* 'layer1.3.conv1'"),
-    ({"size": 16}, "layer 'conv1' has macs 27648, in the model 110592 .or images are"),
     ({"classes": 5}, "layer 'linear' has macs 256, in the model 320"),
 ]
 
@@ -133,8 +145,37 @@ def test_a_plan_of_another_model_is_refused_with_the_first_difference(other, dif
     plan = converted().plan
     net = timm.create_model(other.get("net", "resnet20_cifar"), num_classes=other.get("classes", 4))
     with pytest.raises(UserError, match=f"the plan is of another model: {difference}"):
-        converted(net, size=other.get("size", 8), plan=plan)
+        converted(net, plan=plan)
     assert not any(isinstance(m, dqnet.layers.QuantLayer) for m in net.modules())
+
+
+def test_a_plan_with_other_counts_at_the_same_size_is_refused():
+    plan = converted(size=16).plan
+    named = dataclasses.replace(plan, image_shape=(3, 8, 8))
+    with pytest.raises(UserError, match="layer 'conv1' has macs 110592, in the model 27648"):
+        converted(plan=named)
+
+
+RULES = {"widths": (2, 4), "first_last": 8, "layers": {"layer3.*": "w4a8"}}
+
+
+@pytest.mark.parametrize(("named", "old"), [(True, "8 x 8"), (False, "another size")])
+def test_a_plan_of_images_of_another_size_is_counted_anew(tmp_path, named, old):
+    """Roles and precisions are the file's, counts those of a plan made at the new size."""
+    plan = converted(**RULES).plan
+    (plan if named else Plan(plan.layers)).save(tmp_path / "plan.json")
+    with pytest.warns(UserWarning, match=f"images of {old} and these are of 16 x 16") as warned:
+        model = converted(size=16, plan=Plan.load(tmp_path / "plan.json"))
+    assert len(warned) == 1
+    there = converted(size=16, **RULES)
+    assert model.plan == there.plan and model.plan.image_shape == (3, 16, 16)
+    assert dqnet.static_bit_flops(model, 3) == dqnet.static_bit_flops(there, 3)
+
+
+def test_a_plan_without_a_size_is_carried_out_where_it_fits(recwarn):
+    plan = converted(**RULES).plan
+    assert converted(plan=Plan(plan.layers)).plan.image_shape == (3, 8, 8)
+    assert not recwarn
 
 
 def test_a_plan_that_lacks_the_last_layer_is_refused():

@@ -85,14 +85,13 @@ class Problem:
     def plan(self, chosen: Sequence[int]) -> Plan:
         """The network's plan with one precision for every layer."""
         own = iter(chosen)
-        return Plan(
-            tuple(
-                replace(layer, role="static", precisions=(self.model.precisions[next(own)],))
-                if layer.role == "routed"
-                else layer
-                for layer in self.model.layers
-            )
+        layers = (
+            replace(layer, role="static", precisions=(self.model.precisions[next(own)],))
+            if layer.role == "routed"
+            else layer
+            for layer in self.model.layers
         )
+        return replace(self.model.plan, layers=tuple(layers))
 
 
 class Search(Protocol):

@@ -76,12 +76,11 @@ def find_plan(
 
 def all_pairs(plan: Plan) -> Plan:
     """A plan whose routed layers have every pair of their weight and input formats."""
-    return Plan(
-        tuple(
-            replace(layer, precisions=_pairs(layer.precisions)) if layer.role == "routed" else layer
-            for layer in plan.layers
-        )
+    layers = (
+        replace(layer, precisions=_pairs(layer.precisions)) if layer.role == "routed" else layer
+        for layer in plan.layers
     )
+    return replace(plan, layers=tuple(layers))
 
 
 def _pairs(precisions: tuple[Precision, ...]) -> tuple[Precision, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import timm
 import torch
@@ -21,6 +23,16 @@ def test_what_is_printed_for_a_program_is_a_plan_that_can_be_read(command, tmp_p
 
     again = command("train.py", "--cfg=plan", f"quant.plan={tmp_path / 'plan.json'}")
     assert again.out == result.out
+
+
+def test_a_plan_is_printed_for_images_of_another_size(command, tmp_path):
+    (tmp_path / "plan.json").write_text(command("train.py", "--cfg", "plan", "data.size=8").out)
+    with pytest.warns(UserWarning, match="of 8 x 8 and these are of 16 x 16") as warned:
+        result = command("train.py", "--cfg", "plan", "quant.plan=plan.json", "data.size=16")
+    assert result.status == 0
+    assert result.out == command("train.py", "--cfg", "plan", "data.size=16").out
+    shown = warnings.formatwarning(warned[0].message, UserWarning, "convert.py", 1)
+    assert shown == f"warning: {warned[0].message}\n"
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,18 @@ def test_a_run_starts_at_the_layer_it_was_kept_for(monkeypatch):
     assert calls == ["stem", "first", "second", "shortcut"] * 3
 
 
+@pytest.mark.parametrize("images", [1, 3, 100])
+def test_answers_do_not_depend_on_how_many_images_run_at_once(monkeypatch, images):
+    model, batches = searchable()
+    largest = 4 * 9 * 9  # numbers that the stem returns for an image
+    monkeypatch.setattr("dqnet.search.trials.LARGEST_BYTES", 4 * largest * images)
+    trials = Trials(Operations(model, batches[0][0][:2]), batches)
+    assert max(len(x) for x, _ in trials.batches) == min(images, 10)
+    expected = answers(model, batches, [0, 1, 2, 0])
+    torch.testing.assert_close(trials.logits([0, 1, 2, 0]), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(trials.labels, torch.cat([labels for _, labels in batches]))
+
+
 def test_candidates_that_differ_from_layer_to_layer():
     model, batches = searchable(layers={"first": [2, 8], "shortcut": ["w2a4", 4]})
     trials = Trials(Operations(model, batches[0][0][:2]), batches)

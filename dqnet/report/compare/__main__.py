@@ -4,10 +4,11 @@ python -m dqnet.report.compare runs                          # everything below 
 python -m dqnet.report.compare runs/a runs/b --out figures --title "ResNet-20"
 python -m dqnet.report.compare runs --keep results/NAME      # small copies of the runs as well
 python -m dqnet.report.compare results/NAME --out results/NAME         # the same from the copies
+python -m dqnet.report.compare runs --relative-to runs/a     # every cost over that of one run
 
 Written are compare.csv (one row per run), pairs.csv (static against dynamic), cascades.csv (those
-that eval.py measured, against static networks), compare.md (all of them, means over seeds) and the
-figure, compare.png and compare.pdf.
+that eval.py measured, against static networks), costs.csv (if asked for), compare.md (all of them,
+means over seeds) and the figure, compare.png and compare.pdf.
 
 A line of the figure is a method (the quantizer) and the recorded settings in which its runs differ
 beyond widths, target and seed: the label, which leaves out defaults. Settings that do not change a
@@ -25,21 +26,35 @@ from pathlib import Path
 from rich.console import Console
 
 from dqnet.errors import UserError
+from dqnet.report.compare.costs import relative_costs
 from dqnet.report.compare.export_runs import export_runs
 from dqnet.report.compare.figure import draw
 from dqnet.report.compare.find_runs import find_runs
 from dqnet.report.compare.groups import RUN_COLUMNS, group, run_table
 from dqnet.report.compare.pairs import CASCADE_COLUMNS, PAIR_COLUMNS, against_static, pair
-from dqnet.report.compare.tables import cascade_table, group_table, markdown, pair_table, show
+from dqnet.report.compare.tables import (
+    cascade_table,
+    cost_table,
+    group_table,
+    markdown,
+    pair_table,
+    show,
+)
 from dqnet.standard_output import take_every_character
 
 
 def compare(
-    folders: Sequence[Path], out: Path, title: str, exported: Path | None, console: Console
+    folders: Sequence[Path],
+    out: Path,
+    title: str,
+    exported: Path | None,
+    console: Console,
+    baseline: Path | None = None,
 ) -> None:
     """Compares all runs below ``folders``; writes tables and figure to ``out``, made if need be.
 
-    ``exported`` is where small copies of the runs are put, see :func:`export_runs`.
+    ``exported`` is where small copies of the runs are put, see :func:`export_runs`; ``baseline``
+    the run that costs are compared with, see :func:`relative_costs`.
 
     Raises:
         UserError: for a missing folder, a run that cannot be read, no run at all, or an ``out``
@@ -54,10 +69,12 @@ def compare(
     table = run_table(runs)
     groups = group(table)
     pairs, cascades = pair(groups), against_static(groups)
+    costs = relative_costs(table, baseline)
     files = {
         "compare.csv": (table, RUN_COLUMNS, group_table(groups)),
         "pairs.csv": (pairs, PAIR_COLUMNS, pair_table(pairs)),
         "cascades.csv": (cascades, CASCADE_COLUMNS, cascade_table(cascades)),
+        "costs.csv": (costs, list(costs), cost_table(costs)),
     }
     texts = [text for rows, _, text in files.values() if len(rows)]
     try:
@@ -76,7 +93,7 @@ def compare(
         raise UserError(f"{error.filename or out} cannot be written: {error.strerror}") from error
     for text in texts:
         show(console, text)
-    more = "".join(f", {name}" for name in ("pairs.csv", "cascades.csv") if len(files[name][0]))
+    more = "".join(f", {name}" for name in list(files)[1:] if len(files[name][0]))
     console.print(f"written to {out}: compare.csv, .md, .png and .pdf{more}", **plain)
 
 
@@ -92,10 +109,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--keep", metavar="DIR", type=Path, help="copy the runs' small files to DIR/NAME"
     )
+    parser.add_argument(
+        "--relative-to", metavar="RUN", type=Path, help="list every cost over that of this run"
+    )
     options = parser.parse_args(arguments)
     take_every_character()
     try:
-        compare(options.folders, options.out, options.title, options.keep, Console())
+        compare(
+            options.folders,
+            options.out,
+            options.title,
+            options.keep,
+            Console(),
+            options.relative_to,
+        )
     except UserError as error:
         sys.exit(f"error: {error}")
 

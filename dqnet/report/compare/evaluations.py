@@ -26,7 +26,8 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     Returns:
         ``curve``, the rows of ``curve.csv`` by ascending cost, empty without one. ``gain``,
         ``gain_low`` and ``gain_high``: the instance gain of the controls at the run's own budget,
-        in points, and its interval; missing if they were not run.
+        in points, and its interval; missing if they were not run. ``costs`` of the mean image at
+        that budget, by cost model; missing if they were not measured.
 
     Raises:
         UserError: if a file is broken.
@@ -38,9 +39,11 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
             return {"curve": NO_CURVE}
         gain = (evaluation.get("controls") or {}).get("instance_gain")
         found = {}
-        if gain is not None and evaluation.get("budget") is None:
-            names = {"gain": "points", "gain_low": "low", "gain_high": "high"}
-            found = {name: gain[key] for name, key in names.items()}
+        if evaluation.get("budget") is None:
+            found = {name: evaluation[name] for name in ("costs",) if name in evaluation}
+            if gain is not None:
+                names = {"gain": "points", "gain_low": "low", "gain_high": "high"}
+                found |= {name: gain[key] for name, key in names.items()}
     path = folder / "curve.csv"
     if not path.exists():
         return found | {"curve": NO_CURVE}

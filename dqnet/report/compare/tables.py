@@ -87,6 +87,13 @@ def cascade_table(cascades: pd.DataFrame) -> pd.DataFrame:
     return _texts("Cascades against static", _with_interval(cascades), CASCADES)
 
 
+def cost_table(costs: pd.DataFrame) -> pd.DataFrame:
+    """Every cost relative to one run's."""
+    columns = {"run": "run", "top-1 %": ("top1", ".2f")}
+    columns |= {name: (name, ".3f") for name in costs.columns if name not in ("run", "top1")}
+    return _texts("Costs", costs, columns)
+
+
 def show(console: Console, table: pd.DataFrame) -> None:
     """Prints a table, without the columns that are NOT_ON_SCREEN and with short settings."""
     shown = Table(title=table.attrs["title"], title_justify="left", box=box.SIMPLE, padding=0)

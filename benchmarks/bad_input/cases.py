@@ -171,6 +171,48 @@ CONTRADICTIONS.append(
     Case("trainer.device=cuda", ("'cuda' is not there", "0 GPUs"), without_gpu=True)
 )
 
+_TABLE = "cost=table loss.cost_options.entries="
+COSTS = _train(
+    ("cost=enrgy", "cost 'enrgy'", "'energy'"),
+    ("loss.cost=enrgy", "cost 'enrgy'", "'energy'"),
+    ("cost=energy loss.cost_options.exponent=-1", "exponent -1", "from 0"),
+    ("cost=energy +loss.cost_options.exponnt=2", "option of cost 'energy' 'exponnt'", "'exponent'"),
+    ("cost=energy loss.cost_options.sparsity=share.csv", "sparsity of conv1", "in [0, 1]"),
+    ("cost=energy loss.target_bits=9", "target_bits=9 cannot be reached", " from ", " to ", "bits"),
+    ("cost=table", "cost 'table' needs entries", "loss.cost_options.entries=FILE"),
+    (f"{_TABLE}nowhere.csv", "nowhere.csv cannot be read", "No such file"),
+    (f"{_TABLE}text.pt", "text.pt has no rows", "columns"),
+    (f"{_TABLE}words.csv", "words.csv, line 2", "'fast' is not a number"),
+    (f"{_TABLE}negative.csv", "cost of conv1, 2 is -1", "not be negative"),
+    (f"{_TABLE}short.csv quant.widths=[2,4]", "the table of costs lacks layer 'layer1.0.conv1'"),
+    (f"{_TABLE}narrow.csv quant.widths=[2,8]", "lacks layer", "at 8; it has 2, 4"),
+)
+
+_SEARCH = "search=sensitivity quant.widths=[2,4,8]"
+SEARCHES = _train(
+    ("search=sensitivty", "search 'sensitivty'", "'sensitivity'"),
+    ("search.name=greed", "search 'greed'", "'greedy'"),
+    (f"{_SEARCH} quant=none", "quant=none", "choose a quantizer"),
+    (f"{_SEARCH} quant.widths=[4]", "no layer with several", "widths=(2, 3, 4)"),
+    (f"{_SEARCH} data.val_fraction=0", "held-out images", "data.val_fraction"),
+    (f"{_SEARCH} search.images=0", "search.images 0", "at least 1"),
+    (f"{_SEARCH} loss.target_bits=1", "target_bits=1 cannot be reached", "from 2.000 to 8.000"),
+    (f"{_SEARCH} cost=size loss.target_bits=9", "target_bits=9", "from 2.000 to 8.000"),
+    (f"{_SEARCH} search.options.measure=trace", "measure 'trace'", "'gradient'"),
+    (f"{_SEARCH} +search.options.mesure=kl", "search 'sensitivity' 'mesure'", "'measure'"),
+    (f"{_SEARCH} {_TABLE}short.csv", "the table of costs lacks layer 'layer1.0.conv1'"),
+    ("search=greedy search.options.accuracy=2", "accuracy 2", "(0, 1]"),
+    ("search=greedy quant.widths=[2,4] loss.target_bits=3", "keeps to no cost", "target_bits"),
+    ("search=optuna search.options.trials=0", "trials 0", "from 1"),
+    ("search=table search.epochs=0", "search.epochs 0", "at least 1"),
+)
+
+PLANS = _train(
+    ("quant.plan=nowhere.json", "nowhere.json cannot be read", "No such file"),
+    ("quant.plan=text.pt", "text.pt is not JSON"),
+    ("quant.plan=plan.json model.name=resnet32_cifar", "another model", "'layer1.3.conv1'"),
+)
+
 _FOLDER = "data=imagefolder data.workers=0 data.root="
 FOLDERS = _train(
     ("data=imagefolder", "data.root=PATH"),
@@ -317,6 +359,9 @@ CASES = [
     *TYPES,
     *RANGES,
     *CONTRADICTIONS,
+    *COSTS,
+    *SEARCHES,
+    *PLANS,
     *FOLDERS,
     *IMAGES,
     *SHARDS,

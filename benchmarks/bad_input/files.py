@@ -33,6 +33,9 @@ def make_files(folder: Path) -> None:
     (folder / "text.pt").write_text("hello\n", encoding="utf-8")
     _make_weights(folder)
     _make_trained(folder)
+    shutil.copy(folder / "trained/plan.json", folder / "plan.json")
+    for name, content in TABLES.items():
+        (folder / f"{name}.csv").write_text(content, encoding="utf-8")
     for name, change in IMAGE_FOLDERS.items():
         _make_images(folder / name)
         change(folder / name)
@@ -66,6 +69,18 @@ class _Code:
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
         return os.system, ("echo a checkpoint ran code",)
 
+
+# Tables of costs
+
+_COLUMNS = "layer,precision,cost\n"
+_LAYERS = [f"layer{i}.{j}.conv{k}" for i in (1, 2, 3) for j in (0, 1, 2) for k in (1, 2)]
+TABLES = {
+    "words": f"{_COLUMNS}conv1,2,fast\n",
+    "negative": f"{_COLUMNS}conv1,2,-1\n",
+    "short": f"{_COLUMNS}conv1,2,1\nconv1,4,2\nconv1,8,4\n",
+    "narrow": _COLUMNS + "".join(f"{name},2,1\n{name},4,2\n" for name in _LAYERS),
+    "share": "layer,tensor,format,zeros\nconv1,input,2,1.5\n",
+}
 
 # Checkpoints
 

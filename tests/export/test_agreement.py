@@ -10,16 +10,18 @@ from dqnet.config import ExportConfig
 from dqnet.errors import UserError
 
 RESIDUAL = ("quant.first_last=8", "quant.residual=8")
+#: until 9 of 10 answers are right: logits of an untrained network lie too close to each other
+TRAINED = (*RESIDUAL, "trainer.epochs=8")
 
 
 @pytest.fixture(scope="module")
 def static(run):
-    return run("quant=lsq", "quant.widths=[4]", *RESIDUAL)
+    return run("quant=lsq", "quant.widths=[4]", *TRAINED)
 
 
 @pytest.fixture(scope="module")
 def dynamic(run):
-    return run("quant=lsq", "quant.widths=[3,4]", *RESIDUAL)
+    return run("quant=lsq", "quant.widths=[3,4]", *TRAINED)
 
 
 @pytest.mark.parametrize("form", ["exact", "integer"])
@@ -29,8 +31,7 @@ def test_a_trained_network_is_exported_and_compared(kind, form, request, measure
     results = measure(done.folder, export=ExportConfig("onnx", form))
     content = json.loads((done.folder / "export.json").read_text())
     assert (content["form"], content["images"]) == (form, 60)
-    # A network that has hardly been trained: where codes differ near ties, answers do.
-    assert content["same_predictions"] >= (0.95 if form == "exact" else 0.7)
+    assert content["same_predictions"] >= (0.98 if form == "exact" else 0.9)
     assert content["simulated_top1"] == pytest.approx(results["top1"])
     assert content["file_bytes"] == (done.folder / "model.onnx").stat().st_size
     net = dqnet.load_exported(done.folder / "model.onnx")

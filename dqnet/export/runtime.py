@@ -1,4 +1,4 @@
-"""Runs an exported network by ONNX Runtime or OpenVINO."""
+"""Runs an exported network by ONNX Runtime, OpenVINO or QONNX's executor."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dqnet.export.onnx_routing import FORCED, LAMBDA
 from dqnet.export.onnx_writer import ENTRY, import_onnx
 from dqnet.network import Output
 
-RUNTIMES = ("auto", "onnxruntime", "openvino")
+RUNTIMES = ("auto", "onnxruntime", "openvino", "qonnx")
 
 
 class Session(Protocol):
@@ -127,6 +127,7 @@ def load_exported(
         path: the file.
         runtime: ``onnxruntime`` or ``openvino``; ``auto``: the one that the file's form is fast in,
             if it is installed: OpenVINO for ``exact`` without ``residual``, else ONNX Runtime.
+            ``qonnx``, the executor of that package, is for files of its form, and slow.
         threads: how many compute; ``None``: one for each processor. A dynamic network has as many
             sessions of one thread each, which share the images of a batch.
 
@@ -145,17 +146,18 @@ def load_exported(
         exact = metadata["form"] == "exact" and not metadata["residual"]
         fast = "openvino" if exact else "onnxruntime"
         runtime = fast if find_spec(fast) is not None else "onnxruntime"
+        runtime = "qonnx" if metadata["form"] == "qonnx" else runtime
+    if (runtime == "qonnx") != (metadata["form"] == "qonnx"):
+        raise UserError(
+            f"{path} is of form {metadata['form']}, which runtime={runtime} does not run: "
+            "runtime=qonnx is for form=qonnx, and no other is"
+        )
     if runtime == "openvino" and metadata["form"] == "integer":
         raise UserError(
             f"{path} is of form integer, whose operators are ONNX Runtime's: use "
             "runtime=onnxruntime, or export with form=exact"
         )
-    if runtime == "openvino" and metadata["residual"]:
-        raise UserError(
-            f"{path} has quantizers between layers (residual), with which OpenVINO was seen to "
-            "answer otherwise: use runtime=onnxruntime"
-        )
-    start = _openvino if runtime == "openvino" else _onnxruntime
+    start = {"openvino": _openvino, "onnxruntime": _onnxruntime, "qonnx": _qonnx}[runtime]
     sessions, each = (count, 1) if metadata["routed"] else (1, count)
     loaded = [start(content, metadata, each) for _ in range(sessions)]
     return ExportedNetwork(metadata, runtime, loaded)
@@ -213,13 +215,38 @@ def _openvino(content: bytes, metadata: dict[str, Any], threads: int) -> Session
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
     }
-    if metadata["largest_weight_code"] > SAFE_CODE and not _has_vnni():
-        options["LP_TRANSFORMS_MODE"] = "NO"  # its kernels would saturate: it computes in float32
+    saturates = metadata["largest_weight_code"] > SAFE_CODE and not _has_vnni()
+    if saturates or metadata["residual"]:
+        # Computes in float32. Its integer transformations are wrong where a code is requantized for
+        # a convolution and also added to what that convolution's output was quantized to.
+        options["LP_TRANSFORMS_MODE"] = "NO"
     request = core.compile_model(model, "CPU", options).create_infer_request()
 
     def run(feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         results = request.infer(defaults | feeds)
         return [np.array(results[i]) for i in range(len(results))]
+
+    return run
+
+
+def _qonnx(content: bytes, metadata: dict[str, Any], threads: int) -> Session:
+    try:
+        from qonnx.core.modelwrapper import ModelWrapper
+        from qonnx.core.onnx_exec import execute_onnx
+        from qonnx.transformation.infer_shapes import InferShapes
+    except ImportError as error:
+        raise UserError("qonnx is not installed: pip install dqnet[qonnx]") from error
+    onnx = import_onnx()
+
+    def run(feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        model = onnx.load_from_string(content)
+        images, logits = (
+            own[0].type.tensor_type for own in (model.graph.input, model.graph.output)
+        )
+        images.shape.dim[0].dim_value = len(feeds["images"])
+        logits.ClearField("shape")
+        whole = ModelWrapper(model).transform(InferShapes())
+        return [execute_onnx(whole, feeds)["logits"]]
 
     return run
 

@@ -18,9 +18,10 @@ from dqnet.export.onnx_exact import ExactForm
 from dqnet.export.onnx_integer import IntegerForm
 from dqnet.export.onnx_routing import Form, routing_inputs
 from dqnet.export.onnx_writer import Writer, import_onnx
+from dqnet.export.qonnx import QonnxForm
 from dqnet.network import QuantizedModel
 
-FORMS = ("exact", "integer")
+FORMS = ("exact", "integer", "qonnx")
 #: of the metadata
 VERSION = 1
 
@@ -61,7 +62,8 @@ def export_onnx(
         form: ``exact``: layers compute with integers, everything between them in float32, as in the
             simulated network; for OpenVINO, or any runtime of standard ONNX. ``integer``: every
             value between image and logits is an 8-bit code; for ONNX Runtime; it needs a network
-            that was converted with ``residual``.
+            that was converted with ``residual``. ``qonnx``: as simulated, in the dialect that tools
+            for FPGAs read, of a static network and a batch of 1.
         packed: store weights of up to 4 bits in 4 bits (``exact`` alone).
         class_names, preprocessing: for whoever runs the file, in its metadata.
 
@@ -86,6 +88,8 @@ def export_onnx(
     if form == "integer":
         graph = to_integer(graph)
         own = IntegerForm(graph, writer)
+    elif form == "qonnx":
+        own = QonnxForm(graph, writer)
     else:
         own = ExactForm(graph, writer, packed=packed)
     _write(graph, own, path, metadata_of(model, graph, form, class_names, preprocessing))
@@ -95,7 +99,8 @@ def export_onnx(
 def _write(graph: n.Graph, form: Form, path: Path, metadata: dict[str, Any]) -> None:
     writer = form.writer
     writer.reserve(*(node.output for node in graph.all_nodes()))
-    images = 1 if graph.routing is not None else "N"
+    # Tools for FPGAs want every shape to be known.
+    images = 1 if graph.routing is not None or isinstance(form, QonnxForm) else "N"
     inputs = [writer.tensor(graph.image, np.float32, (images, *graph.image_shape))]
     outputs = [writer.tensor(graph.logits, np.float32, (images, "classes"))]
     if graph.routing is not None:

@@ -51,7 +51,7 @@ def evaluate_and_report(config: EvalConfig, console: Console | None = None) -> d
     baselines = [Path(run) for run in config.report.baselines]
     for baseline in baselines:  # not after minutes of evaluation
         read_run(baseline)
-    check_export(config.export)
+    check_export(config)
     evaluated = evaluate_checkpoint(config, console)
     folder, results = evaluated.folder, evaluated.results
     written = [folder / "eval.json", folder / "per_sample.csv"]

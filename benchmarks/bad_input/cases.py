@@ -309,6 +309,13 @@ EVALUATION = _eval(
     ("checkpoint=trained report=html report.baselines=[empty]", "empty/summary.json"),
 )
 
+EXPORT = _eval(
+    ("checkpoint=trained export=onyx", "export 'onyx'", "'onnx'"),
+    ("checkpoint=trained export=onnx export.form=fast", "export.form 'fast'", "'exact'"),
+    ("checkpoint=trained export=onnx export.runtime=tvm", "export.runtime 'tvm'", "openvino"),
+    ("checkpoint=trained export=onnx export.form=integer", "'conv1'", "quant.first_last=8"),
+    ("checkpoint=trained export=qonnx", "QONNX", "dynamic", "form=exact"),
+)
 CHECKPOINTS = _eval(
     ("checkpoint=nowhere.pt", "checkpoint nowhere.pt does not exist"),
     ("checkpoint=empty", "checkpoint empty/best.pt does not exist"),
@@ -367,6 +374,7 @@ CASES = [
     *SHARDS,
     *WEIGHTS,
     *EVALUATION,
+    *EXPORT,
     *CHECKPOINTS,
     *TRUST,
 ]

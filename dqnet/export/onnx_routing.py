@@ -19,8 +19,9 @@ FORCED, LAMBDA = "forced_routing", "budget_lambda"
 
 
 class Form(Protocol):
-    """What writes nodes in one of the forms."""
+    """What writes the nodes of a graph in one of the forms."""
 
+    graph: n.Graph
     writer: Writer
 
     def write(self, node: n.Node) -> None: ...

@@ -17,7 +17,7 @@ from dqnet.export.lower import RESERVED, lower
 from dqnet.export.onnx_exact import ExactForm
 from dqnet.export.onnx_integer import IntegerForm
 from dqnet.export.onnx_routing import Form, routing_inputs
-from dqnet.export.onnx_writer import Writer, import_onnx
+from dqnet.export.onnx_writer import Writer
 from dqnet.export.qonnx import QonnxForm
 from dqnet.network import QuantizedModel
 
@@ -81,23 +81,25 @@ def export_onnx(
         raise UserError(f"{path} is a folder: name a file in it, e.g. {path / 'model.onnx'}")
     if not path.parent.is_dir():
         raise UserError(f"{path} cannot be written: {path.parent} is not a folder")
-    import_onnx()
-    graph = lower(model)
+    own = form_of(model, form, packed)
+    _write(own, path, metadata_of(model, own.graph, form, class_names, preprocessing))
+    return own.graph
+
+
+def form_of(model: nn.Module, form: str, packed: bool = False) -> Form:
+    """A network's graph with what writes it; arguments and errors as of :func:`export_onnx`."""
     writer = Writer()
     writer.reserve(*RESERVED)
+    graph = lower(model)
     if form == "integer":
-        graph = to_integer(graph)
-        own = IntegerForm(graph, writer)
-    elif form == "qonnx":
-        own = QonnxForm(graph, writer)
-    else:
-        own = ExactForm(graph, writer, packed=packed)
-    _write(graph, own, path, metadata_of(model, graph, form, class_names, preprocessing))
-    return graph
+        return IntegerForm(to_integer(graph), writer)
+    if form == "qonnx":
+        return QonnxForm(graph, writer)
+    return ExactForm(graph, writer, packed=packed)
 
 
-def _write(graph: n.Graph, form: Form, path: Path, metadata: dict[str, Any]) -> None:
-    writer = form.writer
+def _write(form: Form, path: Path, metadata: dict[str, Any]) -> None:
+    writer, graph = form.writer, form.graph
     writer.reserve(*(node.output for node in graph.all_nodes()))
     # Tools for FPGAs want every shape to be known.
     images = 1 if graph.routing is not None or isinstance(form, QonnxForm) else "N"

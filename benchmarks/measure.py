@@ -7,6 +7,8 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from dqnet.cli import to_object
 from dqnet.config import TrainConfig
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
+#: packages that some benchmarks use
+ENGINES = ("onnxruntime", "openvino", "nncf")
 
 
 def configuration(*overrides: str) -> TrainConfig:
@@ -102,8 +106,10 @@ def machine() -> dict[str, Any]:
     """What the figures were measured on and with."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    flags = {flag for line in lines if line.startswith("flags") for flag in line.split()}
     return {
         "cpu": models[0] if models else platform.processor(),
+        "flags": sorted(f for f in flags if f.startswith(("avx", "amx")) or "vnni" in f),
         "cores": len(models),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -111,6 +117,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "timm": timm.__version__,
+        **{name: version(name) for name in ENGINES if find_spec(name) is not None},
     }
 
 

@@ -7,7 +7,7 @@ import torch
 from small_runs import image_folder  # noqa: F401  a fixture
 from torch import nn
 
-from benchmarks import formats
+from benchmarks import deploy, formats
 from benchmarks.dynamic import gradient_error, networks
 from benchmarks.formats import METHODS, format_of, relative_error
 from benchmarks.precision_gating import Gate
@@ -70,3 +70,13 @@ def test_gates_keep_or_drop_the_low_bits():
         fine = norm(rough) > 0.1
         torch.testing.assert_close(layer(images), torch.where(fine, plain, rough))
     assert (gate.skipped, gate.outputs) == (int((~fine).sum()), fine.numel())
+
+
+def test_exported_networks_are_timed_in_turn():
+    report = deploy.run(None, quick=True)
+    times = [row for row in report.rows if "form" in row]
+    assert [row["form"] for row in times] == ["static", "dynamic"] * 2
+    assert all(0 < row["minimum"] <= row["median"] <= row["maximum"] for row in times)
+    ratios = [row["ratio"] for row in report.rows if "ratio" in row]
+    medians = [row["median"] for row in times]
+    assert ratios == [medians[1] / medians[0], medians[3] / medians[2]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -12,6 +14,8 @@ from dqnet.quantizers import Codes, Quantizer
 
 #: codes of 8 bits
 CODES = 256
+#: small floats that ONNX has a type of
+FLOAT8 = ("e4m3", "e5m2")
 #: beyond every grid, and far from float32's largest number
 BEYOND = 1e30
 
@@ -63,7 +67,7 @@ def _check_rounding(quantizer: Quantizer, k: int, grid: Grid, where: str) -> Non
 
 @torch.no_grad()
 def weight_of(layer: QuantLayer, k: int, name: str) -> Weight:
-    """A layer's weight at its k-th precision, in whole codes around zero.
+    """A layer's weight at its k-th precision, in whole codes around zero, or in small floats.
 
     Codes whose zero lies between two of them are doubled: 2c − 2z, on half the scale.
 
@@ -74,8 +78,26 @@ def weight_of(layer: QuantLayer, k: int, name: str) -> Weight:
     method, own = type(layer.weight_quantizer).__name__, layer.precisions[k].weight
     _check_bits(own.bits, where)
     codes = dict(layer.encoded_weights())[own].cpu()
-    _check_evenly_spaced(codes, method, where)
     scale = codes.scale.double().numpy()
+    small_float = str(own) if str(own) in FLOAT8 and codes.block is None else None
+    if small_float is None:
+        _check_evenly_spaced(codes, method, where)
+        centered, scale = _whole(codes, scale, f"{method} at {own.bits} bits", where)
+    else:
+        centered = codes.table.double().numpy()[codes.codes.numpy()]
+    scale = np.broadcast_to(scale.reshape(-1), len(centered)).copy()
+    norm_scale = layer.norm_scale()
+    if norm_scale is not None:
+        # Codes are of the weight times γ/σ. Where that is 0, so is what the norm makes of it.
+        gain = norm_scale.double().cpu().numpy().reshape(-1)
+        scale = np.divide(scale, gain, out=np.zeros_like(scale), where=gain != 0)
+    return scaled(Weight(centered, np.ones_like(scale), own.bits, small_float), scale)
+
+
+def _whole(
+    codes: Codes, scale: np.ndarray, method: str, where: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes around zero, int16, and their scale."""
     centered = codes.codes.double().numpy() - codes.zero_point.double().numpy()
     if not np.array_equal(centered, np.rint(centered)):
         centered, scale = 2 * centered, scale / 2
@@ -84,24 +106,18 @@ def weight_of(layer: QuantLayer, k: int, name: str) -> Weight:
     rows = centered.reshape(len(centered), -1)
     if (np.ptp(rows, axis=1) >= CODES).any():
         raise UserError(
-            f"{where}: codes of {method} at {own.bits} bits are the odd numbers from "
-            f"{rows.min():.0f} to {rows.max():.0f}, which do not fit 8 bits: use at most 7 "
-            "bits, or lsq, affine or symmetric"
+            f"{where}: codes of {method} are the odd numbers from {rows.min():.0f} to "
+            f"{rows.max():.0f}, which do not fit 8 bits: use at most 7 bits, or lsq, affine or "
+            "symmetric"
         )
-    scale = np.broadcast_to(scale.reshape(-1), len(rows)).copy()
-    norm_scale = layer.norm_scale()
-    if norm_scale is not None:
-        # Codes are of the weight times γ/σ. Where that is 0, so is what the norm makes of it.
-        gain = norm_scale.double().cpu().numpy().reshape(-1)
-        scale = np.divide(scale, gain, out=np.zeros_like(scale), where=gain != 0)
-    return scaled(Weight(centered.astype(np.int16), np.ones_like(scale), own.bits), scale)
+    return centered.astype(np.int16), scale
 
 
 def scaled(weight: Weight, factor: np.ndarray) -> Weight:
     """A weight whose channels are multiplied by factors ``[O]``; a negative one flips its codes."""
     flips = np.where(factor < 0, -1, 1).astype(np.int16)
     codes = weight.codes * flips.reshape(-1, *[1] * (weight.codes.ndim - 1))
-    return Weight(codes, weight.scale * np.abs(factor), weight.bits)
+    return replace(weight, codes=codes, scale=weight.scale * np.abs(factor))
 
 
 def _check_bits(bits: int, where: str) -> None:

@@ -144,6 +144,11 @@ def _with_integers(node: n.Node, graph: n.Graph) -> n.Node:
 
 def _in_int8(weight: n.Weight, name: str) -> n.Weight:
     """Codes −128 … 127. Where a norm made 128 of −128, the scale takes the sign back."""
+    if weight.small_float is not None:
+        raise UserError(
+            f"layer {name!r} has weights of small floats, which form=integer has not: "
+            "export with form=exact"
+        )
     rows = weight.codes.reshape(len(weight.codes), -1)
     signs = np.where(rows.max(1) > LARGEST_CODE, -1, 1).astype(np.int16)
     codes = weight.codes * signs.reshape(-1, *[1] * (weight.codes.ndim - 1))

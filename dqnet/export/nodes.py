@@ -41,14 +41,17 @@ class Weight:
     """A weight, ``codes · scale``.
 
     Attributes:
-        codes: int16 ``[O, ...]``, of which each channel's span at most 255.
+        codes: int16 ``[O, ...]``, of which each channel's span at most 255; or numbers of a small
+            float, float64.
         scale: float64 ``[O]``, at least 0; where codes are int8, of either sign.
         bits: what the quantizer used; an export may store them in more.
+        small_float: ``e4m3`` or ``e5m2``; ``None`` of integers.
     """
 
     codes: np.ndarray
     scale: np.ndarray
     bits: int
+    small_float: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

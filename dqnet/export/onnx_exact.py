@@ -103,8 +103,13 @@ class ExactForm:
     def _weight(self, weight: n.Weight | np.ndarray, name: str) -> str:
         if isinstance(weight, np.ndarray):
             return self.writer.constant(f"{name}.weight", weight, np.float32)
-        codes, zero_points = as_bytes(weight.codes)
-        parts = [self._codes(f"{name}.weight.codes", codes)]
+        if weight.small_float is not None:
+            own, zero_points = weight.small_float, np.zeros(1)
+            codes = self.writer.constant_of_float8(f"{name}.weight.codes", weight.codes, own)
+        else:
+            whole, zero_points = as_bytes(weight.codes)
+            codes = self._codes(f"{name}.weight.codes", whole)
+        parts = [codes]
         parts.append(self.writer.constant(f"{name}.weight.scale", weight.scale, np.float32))
         if zero_points.any():
             parts.append(self.writer.constant(f"{name}.weight.zero_point", zero_points))

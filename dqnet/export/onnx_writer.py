@@ -70,6 +70,15 @@ class Writer:
         self.constants.append(tensor)
         return name
 
+    def constant_of_float8(self, name: str, value: np.ndarray, small_float: str) -> str:
+        """Numbers of ``e4m3`` or ``e5m2``."""
+        types = import_onnx().TensorProto
+        kind = {"e4m3": types.FLOAT8E4M3FN, "e5m2": types.FLOAT8E5M2}[small_float]
+        name = self.free(name)
+        tensor = self.helper.make_tensor(name, kind, value.shape, value.flatten().tolist())
+        self.constants.append(tensor)
+        return name
+
     def default(self, name: str, value: np.ndarray) -> None:
         """What an input is where the caller gives nothing."""
         self.constants.append(import_onnx().numpy_helper.from_array(value, name))

@@ -67,6 +67,11 @@ class QonnxForm(ExactForm):
     def _weight(self, weight: n.Weight | np.ndarray, name: str) -> str:
         if isinstance(weight, np.ndarray):
             return super()._weight(weight, name)
+        if weight.small_float is not None:
+            raise UserError(
+                f"layer {name!r} has weights of small floats, which form=qonnx has not: "
+                "export with form=exact"
+            )
         shape = (-1, *[1] * (weight.codes.ndim - 1))
         # Where a norm has switched a channel off: Quant divides by the scale.
         scale = np.maximum(weight.scale, np.finfo(np.float32).tiny).astype(np.float32)

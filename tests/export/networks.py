@@ -92,3 +92,8 @@ STATIC = {
     "dorefa7": {"quantizer": ("dorefa", "affine"), "widths": ["w7a8"], "first_last": "w7a8"},
     "pact": {"quantizer": "pact", "widths": [3], "full_precision": ["conv1", "fc", "conv4"]},
 }
+#: weights of 8-bit floats: form=exact alone
+FLOAT8 = {
+    name: {"quantizer": ("minifloat", "affine"), "widths": [f"w{name}a8"]}
+    for name in ("e4m3", "e5m2")
+}

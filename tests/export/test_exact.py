@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from networks import STATIC, converted, images
+from networks import FLOAT8, STATIC, converted, images
 from test_lower import assert_close
 
 import dqnet
@@ -24,7 +24,7 @@ def static(tmp_path_factory):
 
     def export(how):
         if how not in kept:
-            model = converted(**STATIC[how])
+            model = converted(**{**STATIC, **FLOAT8}[how])
             path = tmp_path_factory.mktemp("exact") / f"{how}.onnx"
             kept[how] = model, path, dqnet.export_onnx(model, path)
         return kept[how]
@@ -41,7 +41,7 @@ def dynamic(tmp_path_factory):
     return model, path
 
 
-@pytest.mark.parametrize("how", STATIC)
+@pytest.mark.parametrize("how", [*STATIC, *FLOAT8])
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @torch.no_grad()
 def test_static_networks(how, runtime, static):
@@ -122,6 +122,21 @@ def test_packed_weights_answer_the_same_and_are_smaller(runtime, static, tmp_pat
 
     assert kinds(whole) == {onnx.TensorProto.INT8} and kinds(small) == {onnx.TensorProto.INT4}
     assert weight_bytes(small) <= weight_bytes(whole) / 2 + 4
+
+
+@pytest.mark.parametrize("how", FLOAT8)
+def test_small_floats_are_stored_as_such(how, static, tmp_path):
+    model, path, _ = static(how)
+    kind = {"e4m3": onnx.TensorProto.FLOAT8E4M3FN, "e5m2": onnx.TensorProto.FLOAT8E5M2}[how]
+    stored = [own.data_type for own in onnx.load(path).graph.initializer if "codes" in own.name]
+    assert stored == [kind] * 3
+    with pytest.raises(UserError, match="weights of small floats, which form=qonnx has not"):
+        dqnet.export_onnx(model, tmp_path / "model.onnx", "qonnx")
+    whole = {"first_last": f"w{how}a8", "residual": 8}
+    with pytest.raises(UserError, match="weights of small floats, which form=integer has not"):
+        dqnet.export_onnx(
+            converted("foldable", **FLOAT8[how], **whole), tmp_path / "model.onnx", "integer"
+        )
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,8 @@ def check_export(config: EvalConfig) -> None:
             raise unknown_name(f"export.{key}", getattr(own, key), valid)
     if own.name != "none":
         trained = load_trained(config.checkpoint, config, Console(quiet=True))
+        if isinstance(trained.model, Cascade):
+            raise UserError("a cascade is not exported: export the networks of its passes")
         form_of(trained.model, own.form)
 
 
@@ -50,8 +52,6 @@ def export_trained(trained: Trained, config: ExportConfig, folder: Path) -> dict
     Returns:
         The content of ``export.json``.
     """
-    if isinstance(trained.model, Cascade):
-        raise UserError("a cascade is not exported: export the networks of its passes")
     path = folder / "model.onnx"
     export_onnx(
         trained.model, path, config.form, packed=config.packed,

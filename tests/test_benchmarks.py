@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 from small_runs import image_folder  # noqa: F401  a fixture
 from torch import nn
 
-from benchmarks import deploy, formats
+import dqnet
+from benchmarks import deploy, formats, layer_latencies
 from benchmarks.dynamic import gradient_error, networks
 from benchmarks.formats import METHODS, format_of, relative_error
 from benchmarks.precision_gating import Gate
+from dqnet.costs.table import Table
 from dqnet.layers import QuantConv2d
 
 
@@ -80,3 +83,14 @@ def test_exported_networks_are_timed_in_turn():
     ratios = [row["ratio"] for row in report.rows if "ratio" in row]
     medians = [row["median"] for row in times]
     assert ratios == [medians[1] / medians[0], medians[3] / medians[2]]
+
+
+def test_every_layer_has_a_latency_at_every_precision():
+    rows = layer_latencies.measure("resnet20_cifar", 10, 16, runs=3)
+    net = timm.create_model("resnet20_cifar", num_classes=10)
+    model = dqnet.quantize(net, torch.zeros(1, 3, 16, 16), (8, 16), first_last=8)
+    assert len(rows) == 3 * len(model.layers)
+    table = Table(rows)
+    assert [str(own) for own in table.precisions] == ["8", "16"]
+    of_8 = sum(cost for _, precision, cost in rows if precision == "8")
+    assert dqnet.costs.static.StaticCosts(model, table).cost(8) == pytest.approx(of_8) and of_8 > 0

@@ -51,6 +51,24 @@ def test_static_and_dynamic_cells_differ_in_their_widths_only(planned):
     assert all(config in static for config in dynamic)
 
 
+def test_fixed_plans_are_trained_as_uniform_and_dynamic_networks_are(planned):
+    configs = [job.config for job in planned("-m", "sweep=mixed_precision", "data.root=x")]
+    cells = [(c.search.name, c.loss.target_bits, *c.quant.widths) for c in configs]
+    searches = ("sensitivity", "table", "optuna")
+    assert sorted(map(str, cells)) == sorted(
+        [
+            *(str(("none", None, bits)) for bits in (2, 3, 4)),
+            *(
+                str((name, bits, bits - 1, bits, bits + 1))
+                for name in (*searches, "none")
+                for bits in (2, 3, 4)
+            ),
+        ]
+    )
+    trained = [(c.trainer, c.optim, c.data, c.quant.first_last, c.quant.quantizer) for c in configs]
+    assert all(own == trained[0] for own in trained)
+
+
 def test_controllers_read_at_three_places_or_on_their_own(planned):
     jobs = planned("-m", "sweep=controller", "data.root=x")
     places = [(j.config.quant.shared_until, j.config.quant.controller.kind) for j in jobs]

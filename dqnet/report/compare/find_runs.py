@@ -16,7 +16,8 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Path]]:
     Returns:
         The finished runs, and the folders of unfinished ones: with a checkpoint or metrics, and no
         ``summary.json``. A folder that is reached twice counts once, and so does a run beside an
-        exported copy of it.
+        exported copy of it. The training that a search makes in its run's folder is none of its
+        own.
 
     Raises:
         UserError: for a folder that does not exist, or a finished run that cannot be read.
@@ -27,9 +28,16 @@ def find_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Path]]:
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder")
         for summary in sorted(folder.rglob("summary.json")):
+            if _is_part(summary.parent):
+                continue
             name = exported_name(summary.resolve().parent.name)
             finished.setdefault((name, summary.read_bytes()), summary.parent)
         for trace in sorted([*folder.rglob("metrics.jsonl"), *folder.rglob("last.pt")]):
-            if not (trace.parent / "summary.json").exists():
+            if not (trace.parent / "summary.json").exists() and not _is_part(trace.parent):
                 unfinished.setdefault(trace.parent.resolve(), trace.parent)
     return [read_run(folder) for folder in finished.values()], list(unfinished.values())
+
+
+def _is_part(folder: Path) -> bool:
+    """Whether it is in the folder of a run, and has no record itself."""
+    return (folder.parent / ".hydra").is_dir() and not (folder / ".hydra").is_dir()

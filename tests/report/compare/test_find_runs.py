@@ -30,3 +30,14 @@ def test_a_run_without_summary_is_unfinished(tmp_path):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere is not a folder"):
         find_runs([tmp_path / "nowhere"])
+
+
+def test_the_training_that_a_search_makes_is_part_of_its_run(tmp_path):
+    run = write_run(tmp_path / "run")
+    learned = run / "search"
+    learned.mkdir()
+    for name in ("summary.json", "last.pt"):
+        (learned / name).write_bytes((run / "summary.json").read_bytes())
+    assert [found.folder for found in find_runs([tmp_path])[0]] == [run]
+    (learned / "summary.json").unlink()
+    assert find_runs([tmp_path])[1] == []

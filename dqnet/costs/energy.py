@@ -11,7 +11,16 @@ with M multiply-accumulates, w-bit weights and a-bit inputs, in 16-bit words:
       + off_chip · (what does not fit of W·w, of I·a and of O·a)/16
 
 W, I and O are the elements of weight, input and output, z_w and z_a the shares of zeros among
-weights and inputs. What is assumed beyond the source:
+weights and inputs. The sources have
+
+- n = 1.25 and accesses in proportion to the bits: Moons et al., whose 16-bit multiply-accumulate
+  takes 3.7 pJ in 40 nm;
+- the memories' default constants, relative to a 16-bit multiply-accumulate: Chen, Emer, Sze,
+  *Eyeriss*, ISCA 2016, table IV, with 1 for the register file, 6 for the global buffer and 200 for
+  DRAM (and 2 for a neighbour's registers, which this model does not have);
+- that guards skip zeros: Moons et al., *Envision*, ISSCC 2017.
+
+The rest is this package's choice:
 
 - Q of a layer whose weights and inputs differ is √(w·a), the width that the rest of this package
   has for it.
@@ -19,9 +28,11 @@ weights and inputs. What is assumed beyond the source:
   written once, at the bits of the layer's own input. That supposes ideal reuse in the local memory.
 - A layer that fits into the buffers does not go off the chip. Whether the network's weights fit all
   together is not asked.
-- Hardware with guards (Moons et al., ISSCC 2017, "Envision") neither reads a zero nor multiplies by
-  it; zeros of weights and of inputs are independent of each other. What goes off the chip is not
-  compressed. Without measured sparsity no zero is skipped.
+- Each multiply-accumulate reads its two operands from the local memory; where units share them it
+  takes less. Partial sums cost nothing beyond ``mac``.
+- A zero is neither read nor multiplied by; zeros of weights and of inputs are independent of each
+  other. What goes off the chip is not compressed. Without measured sparsity no zero is skipped.
+- Buffers of 64 KiB each, for weights, inputs and outputs. Eyeriss has 108 kB in all.
 - Full precision counts as 32 bits on both sides of the power law.
 """
 
@@ -48,10 +59,7 @@ WORD = 16
 class Energy:
     """Energy in units of one 16-bit multiply-accumulate, unless constants in pJ are given.
 
-    The memories' constants are those that Chen, Emer, Sze (*Eyeriss*, ISCA 2016, table IV) give for
-    a 16-bit word relative to a multiply-accumulate: register file 1, global buffer 6, DRAM 200.
-    Eyeriss has 108 kB of buffer; that half of 128 KiB is for weights and half for activations is an
-    assumption. Other hardware: ``conf/cost``.
+    Where the defaults are from is said above; other hardware: ``conf/cost``.
 
     Attributes:
         mac: of one multiply-accumulate of 16 × 16 bits.

@@ -1,10 +1,12 @@
 """The energy model against the formula, written out for one layer."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import OmegaConf
 from torch import nn
 
 import dqnet
@@ -14,6 +16,7 @@ from dqnet.costs.sparsity import measure_sparsity
 from dqnet.formats import Precision
 from dqnet.plan import LayerPlan
 
+CONF = Path(__file__).resolve().parents[2] / "conf" / "cost"
 LAYER = LayerPlan("conv", "static", macs=1000, weights=200, inputs=300, outputs=400)
 #: nothing but multiply-accumulates
 MACS_ONLY = {"local": 0, "on_chip": 0, "off_chip": 0}
@@ -30,6 +33,16 @@ def at(energy, precision, layer=LAYER):
 def test_a_multiply_accumulate_falls_with_its_width_as_a_power(exponent, precision, width):
     energy = Energy(mac=3.0, exponent=exponent, **MACS_ONLY)
     assert at(energy, precision) == pytest.approx(1000 * 3.0 * (width / 16) ** exponent)
+
+
+def test_the_preset_of_45_nm_has_the_sums_of_its_source():
+    """Horowitz 2014 in pJ: a product of 8 and of 32 bits and a 32-bit sum; 64 bits of 32 kB, DRAM."""
+    preset = OmegaConf.load(CONF / "energy_45nm.yaml").cost_options
+    energy = Energy(**OmegaConf.to_container(preset))
+    macs = Energy(mac=energy.mac, exponent=energy.exponent, **MACS_ONLY)
+    assert at(macs, 8) == pytest.approx(1000 * (0.2 + 0.1), rel=1e-3)
+    assert at(macs, None) == pytest.approx(1000 * (3.1 + 0.1), rel=1e-3)
+    assert (4 * energy.on_chip, 4 * energy.off_chip) == (20, 1300)
 
 
 def test_accesses_cost_in_proportion_to_the_bits():

@@ -36,7 +36,7 @@ def test_a_multiply_accumulate_falls_with_its_width_as_a_power(exponent, precisi
 
 
 def test_the_preset_of_45_nm_has_the_sums_of_its_source():
-    """Horowitz 2014 in pJ: a product of 8 and of 32 bits and a 32-bit sum; 64 bits of 32 kB, DRAM."""
+    """Horowitz 2014 in pJ: 8- and 32-bit products, a 32-bit sum; 64 bits of 32 kB and of DRAM."""
     preset = OmegaConf.load(CONF / "energy_45nm.yaml").cost_options
     energy = Energy(**OmegaConf.to_container(preset))
     macs = Energy(mac=energy.mac, exponent=energy.exponent, **MACS_ONLY)

@@ -25,6 +25,7 @@ import dqnet
 from benchmarks.measure import configuration
 from dqnet.costs.static import StaticCosts, static_cost
 from dqnet.data import load_data, loaders
+from dqnet.formats import Precision
 from dqnet.network import QuantizedModel
 from dqnet.search import Journal
 from dqnet.training.build import build_model
@@ -74,8 +75,8 @@ def find(root: str, folder: Path, width: str, images: int) -> None:
         )
         seconds = time.perf_counter() - began
         plan.save(folder / f"{cost}.json")
-        chosen = [str(layer.precisions[0]) for layer in plan.layers]
-        counts = {own: chosen.count(own) for own in WIDTHS}
+        chosen = [layer.precisions[0] for layer in plan.layers if not layer.pinned]
+        counts = {own: chosen.count(Precision.parse(own)) for own in WIDTHS}
         ratio = static_cost(plan.layers, cost) / static_cost(uniform.layers, cost)
         print(f"{cost}: {ratio:.4f} of {width}, {len(x)} images, {seconds:.0f} s, {counts}")
 

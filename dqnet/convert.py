@@ -174,7 +174,7 @@ def make_plan(
     split.check(model, trace, read=dynamic and controller.kind == "shared")
     made = plan_by_rules(model, trace, rules, split.name)
     if given is not None:
-        made = _counted_anew(given, made)
+        made = given.for_images_of(made)
     _check_convertible(model, trace, made, split.name)
     if not any(layer.role != "full" for layer in made.layers):
         raise UserError("no layer is left to quantize; full_precision matches every one")
@@ -183,26 +183,6 @@ def make_plan(
             f"split point {split.name!r} leaves nothing to route; choose an earlier module"
         )
     return trace, split.name, made
-
-
-def _counted_anew(given: Plan, made: Plan) -> Plan:
-    """The given plan with the counts of the model; warns if it was made of images of another size.
-
-    Raises:
-        UserError: if it is of another model.
-    """
-    plan = given.for_images_of(made)
-    if plan != given:
-        old = (
-            "another size" if given.image_shape is None else "{1} x {2}".format(*given.image_shape)
-        )
-        new = "{1} x {2}".format(*made.image_shape)
-        warnings.warn(
-            f"the plan was made of images of {old} and these are of {new}: it is counted anew, "
-            "roles and precisions stay",
-            stacklevel=4,
-        )
-    return plan
 
 
 def _norms_to_fold(

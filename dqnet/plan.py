@@ -6,6 +6,7 @@ It is made by rules (:mod:`dqnet.rules`), by a search or by hand; conversion car
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -191,6 +192,8 @@ class Plan:
     def for_images_of(self, other: Plan) -> Plan:
         """The same roles and precisions, counted on the images of another plan of the model.
 
+        Warns if they are of another size.
+
         Args:
             other: a plan that was made of the model.
 
@@ -202,7 +205,16 @@ class Plan:
             replace(mine, **{key: getattr(theirs, key) for key in _COUNTS})
             for mine, theirs in zip(self.layers, other.layers, strict=True)
         )
-        return Plan(tuple(counted), other.image_shape)
+        plan = Plan(tuple(counted), other.image_shape)
+        if plan != self:
+            shapes = (self.image_shape, other.image_shape)
+            old, new = ("{1} x {2}".format(*own) if own else "another size" for own in shapes)
+            warnings.warn(
+                f"the plan was made of images of {old} and these are of {new}: it is counted anew, "
+                "roles and precisions stay",
+                stacklevel=4,
+            )
+        return plan
 
     def check_model(self, other: Plan) -> None:
         """Raises PlanMismatchError with the first difference unless both are of one model.

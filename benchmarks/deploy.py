@@ -31,8 +31,7 @@ from benchmarks.deploy_engines import (
     simulated,
     timed,
 )
-from benchmarks.dynamic import Report
-from benchmarks.measure import Timing
+from benchmarks.measure import Report, Timing
 from dqnet.standard_output import take_every_character
 
 #: of 8 bits whatever is between layers: form=integer

@@ -14,23 +14,19 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 import dqnet
-from benchmarks.measure import Timing, interleaved, machine, resident_bytes, saved_bytes
+from benchmarks.measure import Report, Timing, interleaved, resident_bytes, saved_bytes
 from benchmarks.textbook import TextbookConv2d, textbook_network
 from dqnet.layers import QuantConv2d
 from dqnet.network import QuantizedModel
@@ -193,42 +189,6 @@ def _peak_in_a_new_process(network: tuple[str, int, int], form: str, device: str
         f"print(peak_memory(*{network!r}, {form!r}, torch.device({device!r})))"
     )
     return int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
-
-
-class Report:
-    """Rows of figures, printed as a table and written as JSON."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def timings(self, what: str, timings: dict[str, Timing]) -> None:
-        """Adds the alternatives of one comparison."""
-        for form, timing in timings.items():
-            self.rows.append({"what": what, "form": form, **asdict(timing)})
-
-    def ratio(self, what: str, value: float, goal: float) -> None:
-        """Adds a ratio that has a goal."""
-        self.rows.append({"what": what, "ratio": value, "goal": goal})
-
-    def write(self, path: Path | None) -> None:
-        """Writes the rows, and what they were measured on, as JSON; ``None``: nowhere."""
-        if path is not None:
-            content = {"machine": machine(), "command": " ".join(sys.argv[1:]), "rows": self.rows}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-    def print(self, console: Console) -> None:
-        """Prints times in milliseconds, then ratios against their goals."""
-        times = Table("what", "form", "min ms", "median ms", "max ms")
-        ratios = Table("what", "value", "goal", "reached")
-        for row in self.rows:
-            if "form" in row:
-                values = [f"{1e3 * row[key]:.1f}" for key in ("minimum", "median", "maximum")]
-                times.add_row(row["what"], row["form"], *values)
-            else:
-                reached = "yes" if row["ratio"] <= row["goal"] else "no"
-                ratios.add_row(row["what"], f"{row['ratio']:.3g}", f"≤ {row['goal']:g}", reached)
-        console.print(times, ratios)
 
 
 def run(quick: bool, device: torch.device) -> Report:

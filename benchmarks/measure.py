@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +18,8 @@ import timm
 import torch
 import torchvision
 from hydra import compose, initialize_config_dir
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from dqnet.cli import to_object
@@ -124,3 +128,39 @@ def machine() -> dict[str, Any]:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
+
+
+class Report:
+    """Rows of figures, printed as a table and written as JSON."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def timings(self, what: str, timings: dict[str, Timing]) -> None:
+        """Adds the alternatives of one comparison."""
+        for form, timing in timings.items():
+            self.rows.append({"what": what, "form": form, **asdict(timing)})
+
+    def ratio(self, what: str, value: float, goal: float) -> None:
+        """Adds a ratio that has a goal."""
+        self.rows.append({"what": what, "ratio": value, "goal": goal})
+
+    def write(self, path: Path | None) -> None:
+        """Writes the rows, and what they were measured on, as JSON; ``None``: nowhere."""
+        if path is not None:
+            content = {"machine": machine(), "command": " ".join(sys.argv[1:]), "rows": self.rows}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    def print(self, console: Console) -> None:
+        """Prints times in milliseconds, then ratios against their goals."""
+        times = Table("what", "form", "min ms", "median ms", "max ms")
+        ratios = Table("what", "value", "goal", "reached")
+        for row in self.rows:
+            if "form" in row:
+                values = [f"{1e3 * row[key]:.1f}" for key in ("minimum", "median", "maximum")]
+                times.add_row(row["what"], row["form"], *values)
+            else:
+                reached = "yes" if row["ratio"] <= row["goal"] else "no"
+                ratios.add_row(row["what"], f"{row['ratio']:.3g}", f"≤ {row['goal']:g}", reached)
+        console.print(times, ratios)

@@ -67,9 +67,10 @@ class Gate:
 
 
 def gates_of(trained: Trained, low: int) -> dict[str, Gate]:
-    """A gate for every layer that has one norm and inputs of more than ``low`` bits, unsigned.
+    """A gate for every layer with inputs of more than ``low`` bits that are not negative.
 
-    Layers with a precision of their own have none.
+    Its norm is known by name, as in ResNets: ``bn1`` of ``conv1``. Layers with a precision of their
+    own have no gate.
     """
     model = trained.model
     gates = {}
@@ -77,7 +78,7 @@ def gates_of(trained: Trained, low: int) -> dict[str, Gate]:
     pinned = {layer.name for layer in model.layers if layer.pinned}
     for name, layer in quantized_layers(model).items():
         norm = modules.get(name.replace("conv", "bn"))
-        if name in pinned or norm is layer or not isinstance(norm, nn.BatchNorm2d):
+        if name in pinned or not isinstance(norm, nn.BatchNorm2d):
             continue
         if layer.input_quantizer.signed or layer.precisions[0].input.bits <= low:
             continue
@@ -94,7 +95,7 @@ def measure(trained: Trained, low: int) -> dict[str, Any]:
     gates = gates_of(trained, low)
     trained.measure(trained.data.calibration)
     seen = {name: torch.cat(gate.seen) for name, gate in gates.items()}
-    macs = {layer.name: layer for layer in trained.model.layers}
+    plan = {layer.name: layer for layer in trained.model.layers}
     results: dict[str, Any] = {"top1": percent(plain.correct), "low_bits": low, "gated": []}
     for share in SKIPPED:
         for name, gate in gates.items():
@@ -103,7 +104,7 @@ def measure(trained: Trained, low: int) -> dict[str, Any]:
         gated = trained.measure(trained.held_out)
         saved = 0.0
         for name, gate in gates.items():
-            layer = macs[name]
+            layer = plan[name]
             saved += (
                 layer.macs * layer.precisions[0].weight.bits * low * gate.skipped / gate.outputs
             )

@@ -20,8 +20,8 @@ from rich.console import Console
 from torch import nn
 
 import dqnet
-from benchmarks.dynamic import SMALL, Report, batch, training_step
-from benchmarks.measure import interleaved
+from benchmarks.dynamic import SMALL, batch, training_step
+from benchmarks.measure import Report, interleaved
 from dqnet.runtime.devices import keep_freed_memory
 from dqnet.standard_output import take_every_character
 

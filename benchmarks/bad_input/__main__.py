@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.bad_input.cases import CASES, COMMON, Case
+from benchmarks.bad_input.case import COMMON, Case
+from benchmarks.bad_input.cases import CASES
 from benchmarks.bad_input.files import make_files
 from benchmarks.bad_input.privileges import permissions_enforced
 from benchmarks.bad_input.verdict import faults, names_in

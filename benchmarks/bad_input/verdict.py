@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.bad_input.cases import Case
+from benchmarks.bad_input.case import Case
 
 
 def faults(

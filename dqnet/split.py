@@ -77,9 +77,7 @@ def split_point(
         return SplitPoint(name)
     if controller.kind != "shared" or not dynamic:
         return SplitPoint(None)
-    stages = getattr(model, "feature_info", None) or []
-    # Some models hold a FeatureInfo object, which lists alike.
-    stages = [s["module"] for s in getattr(stages, "info", stages)]
+    stages = listed_stages(model)
     if len(stages) < 2:
         raise UserError(
             "the model does not list its stages, so its split point cannot be found: "
@@ -87,6 +85,13 @@ def split_point(
         )
     first = stages[0] if _is_stage(model, stages[0]) else stages[1]
     return SplitPoint(first, found=True)
+
+
+def listed_stages(model: nn.Module) -> list[str]:
+    """The modules that a model lists as its stages, as timm's models do; none if it lists none."""
+    stages = getattr(model, "feature_info", None) or []
+    # Some models hold a FeatureInfo object, which lists alike.
+    return [stage["module"] for stage in getattr(stages, "info", stages)]
 
 
 def _is_stage(model: nn.Module, name: str) -> bool:

@@ -24,12 +24,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from dqnet.cascade import Cascade
 from dqnet.config import EvalConfig
 from dqnet.errors import UserError
 from dqnet.evaluation.trained import Trained, load_trained
 from dqnet.measurement import evaluate, percent
 from dqnet.network import QuantizedModel
 from dqnet.runtime.files import write_atomically, write_json
+from dqnet.split import listed_stages
 from dqnet.standard_output import take_every_character
 from dqnet.training.tables import print_line
 
@@ -40,23 +42,17 @@ FOLDS = 5
 CLASSES = 10
 
 
-def stages(model: nn.Module) -> list[str]:
-    """The modules that a model lists as its stages, as timm's models do; none if it lists none."""
-    backbone = model.backbone if isinstance(model, QuantizedModel) else model
-    listed = getattr(backbone, "feature_info", None) or []
-    names = [stage["module"] for stage in getattr(listed, "info", listed)]
-    modules = dict(backbone.named_modules())
-    return [name for name in dict.fromkeys(names) if name and name in modules]
-
-
 @contextmanager
-def pooled(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[Tensor]]]:
-    """Collects means and standard deviations over positions of what modules return meanwhile.
+def pooled(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+    """Collects means and standard deviations over positions of what stages return meanwhile.
 
     Yields:
-        For each name a list, which gets ``[B, 2C]`` float32 on the CPU from every batch.
+        For each stage that the model lists a list, which gets ``[B, 2C]`` float32 on the CPU from
+        every batch.
     """
     backbone = model.backbone if isinstance(model, QuantizedModel) else model
+    modules = dict(backbone.named_modules())
+    names = [name for name in listed_stages(backbone) if name and name in modules]
     found: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def hook(name: str) -> Any:
@@ -66,7 +62,7 @@ def pooled(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[Te
 
         return keep
 
-    hooks = [backbone.get_submodule(name).register_forward_hook(hook(name)) for name in names]
+    hooks = [modules[name].register_forward_hook(hook(name)) for name in found]
     try:
         yield found
     finally:
@@ -124,9 +120,13 @@ def measure_headroom(a: Trained, b: Trained) -> dict[str, Any]:
     """The content of ``headroom.json``, from the calibration images of both networks.
 
     Raises:
-        UserError: if they are not the same images, or too few tell the networks apart.
+        UserError: if one is a cascade, they are not the same images, or too few tell the networks
+            apart.
     """
-    with pooled(a.model, stages(a.model)) as features:
+    for trained in (a, b):
+        if isinstance(trained.model, Cascade):
+            raise UserError(f"{trained.path} is a cascade: headroom is between two networks")
+    with pooled(a.model) as features:
         first = evaluate(a.model, a.data.calibration, *a.how, keep_logits=True)
     second = evaluate(b.model, b.data.calibration, *b.how)
     if not torch.equal(first.labels, second.labels):
@@ -163,7 +163,7 @@ def print_headroom(console: Console, results: Mapping[str, Any]) -> None:
     """A row per place: the AUC, then the gain at every share and what it is of the possible one."""
     title = f"gain in points of top-1 (of the possible gain), {results['images']} held-out images"
     table = Table(title=title, title_justify="left")
-    table.add_column("known from")
+    table.add_column("known from", no_wrap=True)
     for heading in ("AUC", *(f"{share:.0%} to B" for share in SHARES)):
         table.add_column(heading, justify="right")
     for name, place in results["places"].items():

@@ -1,10 +1,14 @@
 """What a probe knows of where a second network does better, against counting by hand."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from dqnet.config import CascadeConfig, EvalConfig
+from dqnet.evaluation.evaluate_cascade import evaluate_cascade
 from dqnet.evaluation.headroom import SHARES, headroom_of, main, probe
 
 
@@ -61,9 +65,13 @@ def test_from_the_command_line(run, capsys, tmp_path):
     ]
 
 
-def test_errors_are_one_line(run, capsys):
+def test_errors_are_one_line(run, tmp_path):
     cheap = run("quant.widths=[2]", "trainer.epochs=1", "data.val_fraction=0.5").folder
+    config = EvalConfig(checkpoint=str(cheap), output=str(tmp_path))
+    config.cascade = CascadeConfig(view="mirror", share=0.5)
+    evaluate_cascade(config, Console(file=io.StringIO()))
     for second, message in (
+        (tmp_path / "cascade", "is a cascade: headroom is between two networks"),
         (cheap, "0 are right with"),
         (cheap / "none.pt", "does not exist"),
         (run("quant.widths=[6]", "data.val_fraction=0.25").folder, "different held-out images"),

@@ -17,6 +17,7 @@ python eval.py checkpoint=PATH data.root=ELSEWHERE trainer.device=cpu
 """
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from dqnet.errors import unknown_name
 from dqnet.evaluation.evaluate_cascade import evaluate_cascade
 from dqnet.evaluation.evaluate_checkpoint import evaluate_checkpoint
 from dqnet.evaluation.tables import print_evaluation
-from dqnet.export.agreement import agreement_line, check_export, export_trained
+from dqnet.export.agreement import agreement_line, check_export, check_form, export_trained
 from dqnet.report.runs import read_run
 from dqnet.training.logging import start_wandb
 from dqnet.training.tables import print_line
@@ -51,8 +52,9 @@ def evaluate_and_report(config: EvalConfig, console: Console | None = None) -> d
     baselines = [Path(run) for run in config.report.baselines]
     for baseline in baselines:  # not after minutes of evaluation
         read_run(baseline)
-    check_export(config)
-    evaluated = evaluate_checkpoint(config, console)
+    check_export(config.export)
+    accept = partial(check_form, config=config.export)
+    evaluated = evaluate_checkpoint(config, console, accept)
     folder, results = evaluated.folder, evaluated.results
     written = [folder / "eval.json", folder / "per_sample.csv"]
     # The parts that draw take a second to load.

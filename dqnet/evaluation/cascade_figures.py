@@ -27,17 +27,13 @@ from dqnet.training.objective import Objective
 
 
 def summarize_cascade(
-    evaluation: CascadeEvaluation,
-    cascade: Cascade,
-    objective: Objective,
-    image_shape: tuple[int, int, int],
+    evaluation: CascadeEvaluation, cascade: Cascade, objective: Objective
 ) -> dict[str, Any]:
     """As :func:`dqnet.training.metrics.summarize`; its target is that of the first network.
 
     Sizes are sums over the networks, multiply-accumulates those of the mean image. ``cascade`` has
-    the settings, the share of images that ran twice and the two passes alone.
+    the settings and the share of images that ran twice.
     """
-    del image_shape  # the layers' counts are for it already
     networks = [own for own in cascade.modules() if isinstance(own, QuantizedModel)]
     costs = [controller_cost(own) for own in networks]
     sizes = [weight_bytes(own) for own in networks]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from dqnet.cascade import Cascade
 from dqnet.config import EvalConfig
 from dqnet.costs.energy import COLUMNS, Energy
 from dqnet.costs.rows import write_rows
@@ -56,7 +57,11 @@ class Evaluated:
     points: Points | None
 
 
-def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> Evaluated:
+def evaluate_checkpoint(
+    config: EvalConfig,
+    console: Console | None = None,
+    accept: Callable[[Trained], None] | None = None,
+) -> Evaluated:
     """Writes ``eval.json``, ``per_sample.csv``, ``curve.csv``, and ``samples.npz`` for a report.
 
     Args:
@@ -64,6 +69,7 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> E
             beyond its metrics, and what to change about how it was trained: data folder, batch
             size, device.
         console: where progress is shown.
+        accept: is asked before anything is measured or written; raises what refuses the network.
     """
     console = console or Console()
     check_logger(config.logger)
@@ -71,7 +77,10 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> E
     splits, target = trained.splits, trained.objective.target_bit_flops
     trained.check_request(config.curve, config.controls, config.budget)
     if config.sparsity and not isinstance(trained.model, QuantizedModel):
-        raise UserError("sparsity=true needs a quantized network: this one is in full precision")
+        what = "a cascade" if isinstance(trained.model, Cascade) else "in full precision"
+        raise UserError(f"sparsity=true needs a quantized network: this one is {what}")
+    if accept is not None:
+        accept(trained)
     folder = output_folder(config, trained.path)
     calibration = trained.calibrate() if _needs_budgets(trained, config) else None
     budget: dict[str, Any] = {"budget": None, "budget_lambda": 0.0}
@@ -85,8 +94,11 @@ def evaluate_checkpoint(config: EvalConfig, console: Console | None = None) -> E
     )
     is_cascade = isinstance(evaluation, CascadeEvaluation)
     epochs = trained.content["epoch"]
-    summarized = summarize_cascade if is_cascade else summarize
-    results = summarized(evaluation, trained.model, trained.objective, splits.image_shape) | {
+    if is_cascade:
+        figures = summarize_cascade(evaluation, trained.model, trained.objective)
+    else:
+        figures = summarize(evaluation, trained.model, trained.objective, splits.image_shape)
+    results = figures | {
         "checkpoint": str(trained.path),
         "checkpoint_sha256": trained.sha256,
         # As in metrics.jsonl: the latest epoch that was done, from 0.

@@ -154,7 +154,7 @@ def _rebuilt(
     """From what a checkpoint, or one pass of a cascade in it, holds."""
     if "cascade" in content:
         first = _rebuilt(path, content["first"], digest, config, console, like)
-        second = content["second"]
+        second = content.get("second")
         if second is not None:
             second = _rebuilt(path, second, digest, config, console, first).model
         model = loaded_cascade(content, first.model, second, path)

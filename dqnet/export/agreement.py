@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import nn
 
 from dqnet.cascade import Cascade
-from dqnet.config import DataConfig, EvalConfig, ExportConfig
+from dqnet.config import DataConfig, ExportConfig
 from dqnet.errors import UserError, unknown_name
-from dqnet.evaluation.trained import Trained, load_trained
+from dqnet.evaluation.trained import Trained
 from dqnet.export.runtime import RUNTIMES, load_exported
 from dqnet.export.write import FORMS, Preprocessing, export_onnx, form_of
 from dqnet.network import Output
@@ -23,21 +22,20 @@ NAMES = ("none", "onnx")
 CLOSE = 1e-3
 
 
-def check_export(config: EvalConfig) -> None:
-    """Before minutes of evaluation.
-
-    Raises:
-        UserError: for a setting that does not exist, or a network that has no such form.
-    """
-    own = config.export
+def check_export(config: ExportConfig) -> None:
+    """Raises UserError for a setting that does not exist, before anything is loaded."""
     for key, valid in (("name", NAMES), ("form", FORMS), ("runtime", RUNTIMES)):
-        if getattr(own, key) not in valid:
-            raise unknown_name(f"export.{key}", getattr(own, key), valid)
-    if own.name != "none":
-        trained = load_trained(config.checkpoint, config, Console(quiet=True))
-        if isinstance(trained.model, Cascade):
-            raise UserError("a cascade is not exported: export the networks of its passes")
-        form_of(trained.model, own.form)
+        if getattr(config, key) not in valid:
+            raise unknown_name(f"export.{key}", getattr(config, key), valid)
+
+
+def check_form(trained: Trained, config: ExportConfig) -> None:
+    """Raises UserError for a network that has no such form, before minutes of evaluation."""
+    if config.name == "none":
+        return
+    if isinstance(trained.model, Cascade):
+        raise UserError("a cascade is not exported: export the networks of its passes")
+    form_of(trained.model, config.form)
 
 
 @torch.no_grad()

@@ -82,10 +82,7 @@ class Cascade(nn.Module):
         combine: str = "committee",
     ) -> None:
         super().__init__()
-        if view not in VIEWS:
-            raise unknown_name("view", view, filter(None, VIEWS), "(or none: the image as it is)")
-        if combine not in COMBINATIONS:
-            raise unknown_name("combine", combine, COMBINATIONS)
+        check_settings(view, combine)
         if not 0 <= threshold <= 1:
             raise UserError(f"threshold {threshold} must be a confidence, in [0, 1]")
         for network in (first, second):
@@ -122,10 +119,10 @@ class Cascade(nn.Module):
 
     def look_again(self, images: Tensor) -> CascadeOutput:
         """The second pass of images ``[N, C, H, W]``, alone."""
-        return _answer(self.other, VIEWS[self.view](images))
+        return _answer(self.second_network, VIEWS[self.view](images))
 
     @property
-    def other(self) -> nn.Module:
+    def second_network(self) -> nn.Module:
         """The network of the second pass."""
         return self.first if self.second is None else self.second
 
@@ -153,7 +150,7 @@ class Cascade(nn.Module):
         Raises:
             UserError: if there is no image, or the share is out of range.
         """
-        _check_share(share)
+        check_settings(self.view, self.combine, share)
         with evaluating(self):
             parts = [
                 (_answer(self.first, images).logits, self.look_again(images).logits, labels)
@@ -181,7 +178,7 @@ class Cascade(nn.Module):
         Raises:
             UserError: if the share is out of range.
         """
-        _check_share(share)
+        check_settings(self.view, self.combine, share)
         logits = first.double(), second.double()
         for k, z in enumerate(logits):
             self.temperatures[k] = _least(
@@ -203,9 +200,23 @@ class Cascade(nn.Module):
         return f"view={self.view}, combine={self.combine}, threshold={self.threshold:.4g}"
 
 
-def _check_share(share: float | None) -> None:
+def check_settings(
+    view: str | None, combine: str, share: float | None = None, prefix: str = ""
+) -> None:
+    """Raises UserError for a setting that does not exist.
+
+    Args:
+        view, combine: as of :class:`Cascade`.
+        share: as of :meth:`Cascade.fit`.
+        prefix: what the user writes before their names.
+    """
+    if view not in VIEWS:
+        note = "(or none: the image as it is)"
+        raise unknown_name(f"{prefix}view", view, filter(None, VIEWS), note)
+    if combine not in COMBINATIONS:
+        raise unknown_name(f"{prefix}combine", combine, COMBINATIONS)
     if share is not None and not 0 <= share <= 1:
-        raise UserError(f"share {share} must be a part of the images, in [0, 1]")
+        raise UserError(f"{prefix}share {share} must be a part of the images, in [0, 1]")
 
 
 def threshold_of(confidence: Tensor, share: float) -> float:

@@ -100,7 +100,7 @@ def evaluate_passes(
         return evaluate(model, batches, prepare, autocast, keep_logits=True)
     first = evaluate_passes(model.first, batches, again, prepare, autocast)
     seen = Viewed(again, model.view)
-    second = evaluate_passes(model.other, seen, seen, prepare, autocast)
+    second = evaluate_passes(model.second_network, seen, seen, prepare, autocast)
     once, twice = both_answers(model, first, second)
     return cascade_evaluation(once, twice, is_unsure(model.threshold.item(), once))
 

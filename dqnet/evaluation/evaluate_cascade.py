@@ -10,10 +10,10 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from dqnet.cascade import COMBINATIONS, VIEWS, Cascade
+from dqnet.cascade import Cascade, check_settings
 from dqnet.config import EvalConfig
 from dqnet.costs.static import static_cost
-from dqnet.errors import UserError, unknown_name
+from dqnet.errors import UserError
 from dqnet.evaluation.budget import spend
 from dqnet.evaluation.cascade import (
     SHARES,
@@ -129,8 +129,14 @@ def evaluate_cascade(config: EvalConfig, console: Console | None = None) -> dict
     classes = first.splits.class_names, second.splits.class_names
     if classes[0] != classes[1] or not torch.equal(measured[0].labels, measured[1].labels):
         raise UserError(f"{first.path} and {second.path} are measured on different images")
+    if second.data is not first.data:
+        print_line(
+            console,
+            f"warning: {second.path} was trained with another seed or other data settings, so that "
+            "it may have seen the images that this cascade is fitted on",
+        )
     calibration = first.data.calibration
-    held_out = _both(cascade, first, first, calibration, calibration)
+    held_out = _both(cascade, first, second, calibration, calibration)
     reused = before_routing(measured[0].layers) if once_for_both else ()
     results = {
         "first": passes[0].describe(measured[0]),
@@ -176,32 +182,27 @@ def _check(config: EvalConfig) -> None:
                 f"with cascade.share and evaluate that, checkpoint=RUN/{SAVED_IN}"
             )
     wanted = config.cascade
-    if wanted.view not in VIEWS:
-        raise unknown_name("cascade.view", wanted.view, filter(None, VIEWS))
-    if wanted.combine not in COMBINATIONS:
-        raise unknown_name("cascade.combine", wanted.combine, COMBINATIONS)
-    if wanted.share is not None and not 0 <= wanted.share <= 1:
-        raise UserError(f"cascade.share={wanted.share:g} must be a part of the images, in [0, 1]")
+    check_settings(wanted.view, wanted.combine, wanted.share, prefix="cascade.")
 
 
 def _passes(first: Trained, second: Trained, config: EvalConfig, same: bool) -> tuple[Pass, Pass]:
     """Each network at its budget; one network at two budgets becomes two."""
-    budgets = config.budget, config.cascade.budget
+    wanted = (first, config.budget), (second, config.cascade.budget)
+    lambdas = [
+        0.0 if budget is None else trained.calibrate().spend(budget)["budget_lambda"]
+        for trained, budget in wanted
+    ]
     models = [first.model, second.model]
-    if same and budgets[0] != budgets[1]:
+    if same and config.budget != config.cascade.budget:
         models[1] = deepcopy(first.model)
-    passes = []
-    for trained, model, budget in zip((first, second), models, budgets, strict=True):
-        budget_lambda = 0.0
-        if budget is not None:
-            spend(trained.model, 0.0)
-            budget_lambda = trained.calibrate().spend(budget)["budget_lambda"]
+    for model, budget_lambda in zip(models, lambdas, strict=True):
         if isinstance(model, QuantizedModel):
             spend(model, budget_lambda)
-        passes.append(Pass(trained, model, budget, budget_lambda))
-    if same and models[1] is not first.model:  # it was used to find the second one's budget
-        spend(first.model, passes[0].budget_lambda)
-    return passes[0], passes[1]
+    one, two = (
+        Pass(trained, model, budget, budget_lambda)
+        for (trained, budget), model, budget_lambda in zip(wanted, models, lambdas, strict=True)
+    )
+    return one, two
 
 
 def _both(
@@ -210,7 +211,7 @@ def _both(
     """Both passes, each of all images."""
     own = evaluate_passes(cascade.first, batches, batches, *first.how)
     view = Viewed(again, cascade.view)
-    return own, evaluate_passes(cascade.other, view, view, *second.how)
+    return own, evaluate_passes(cascade.second_network, view, view, *second.how)
 
 
 def _fit(cascade: Cascade, held_out: tuple[Evaluation, Evaluation], share: float) -> None:

@@ -284,7 +284,7 @@ def test_only_its_own_file_is_written(folders, cascade, tmp_path):
         ("cheap", "costly", {"report": ReportConfig("html")}, "start it without report"),
         ("cheap", "costly", {"own": {"view": "upside"}}, "cascade.view 'upside'.*mirror"),
         ("cheap", "costly", {"own": {"combine": "sum"}}, "cascade.combine 'sum'.*committee"),
-        ("cheap", "costly", {"own": {"share": 1.5}}, r"cascade.share=1.5 must be .* in \[0, 1\]"),
+        ("cheap", "costly", {"own": {"share": 1.5}}, r"cascade.share 1.5 must be .* in \[0, 1\]"),
         ("dynamic", None, {"second_budget": 3, "own": {"share": 0.2}}, "two networks or two views"),
     ],
 )

@@ -40,7 +40,7 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
         gain = (evaluation.get("controls") or {}).get("instance_gain")
         found = {}
         if evaluation.get("budget") is None:
-            found = {name: evaluation[name] for name in ("costs",) if name in evaluation}
+            found = {"costs": evaluation["costs"]} if "costs" in evaluation else {}
             if gain is not None:
                 names = {"gain": "points", "gain_low": "low", "gain_high": "high"}
                 found |= {name: gain[key] for name, key in names.items()}

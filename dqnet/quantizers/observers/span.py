@@ -14,8 +14,8 @@ from dqnet.quantizers.observers.base import Observer, Quantize, Span
 
 def span(rows: Tensor) -> Span:
     """The smallest and the largest of ``[R, M]`` and zero, each ``[R]``."""
-    low, high = rows.aminmax(dim=1)
-    return low.clamp_max(0), high.clamp_min(0)
+    # Not aminmax, which is six times slower along an axis.
+    return rows.amin(1).clamp_max(0), rows.amax(1).clamp_min(0)
 
 
 class _Spans(Observer):

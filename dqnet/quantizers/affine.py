@@ -23,7 +23,7 @@ from dqnet.quantizers.grid import FakeQuantize, Grid, affine_grid, centered_code
 from dqnet.quantizers.half import widened
 from dqnet.quantizers.observers import OBSERVERS, Observer, observer_factory
 from dqnet.quantizers.observers.base import Quantize
-from dqnet.quantizers.one_pass import extremes, in_memory_order
+from dqnet.quantizers.one_pass import extremes, finite_values
 
 GRANULARITIES = ("per_tensor", "per_channel")
 ROUNDINGS = ("nearest", "stochastic")
@@ -176,10 +176,7 @@ class AffineInput(Affine, name="affine", of="input"):
         super().__init__(formats, observer=observer, **options)
 
     def rows(self, x: Tensor) -> Tensor:
-        x = in_memory_order(x)  # the order does not matter, and another one is a copy
-        if not x.numel() or sum(extremes(x)).isfinite():
-            return x[None]
-        return x[x.isfinite()][None]
+        return finite_values(x)[None]
 
     def finish(self) -> None:
         super().finish()

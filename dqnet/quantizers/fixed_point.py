@@ -21,6 +21,7 @@ from dqnet.quantizers.base import Quantizer
 from dqnet.quantizers.codes import Codes
 from dqnet.quantizers.grid import FakeQuantize, Grid, centered_codes, pass_unclipped
 from dqnet.quantizers.half import widened
+from dqnet.quantizers.one_pass import extremes, finite_values
 
 RESCALINGS = ("layerwise", "uniform")
 #: n of tensors that hold next to nothing: a step is not to vanish
@@ -101,9 +102,10 @@ class FixedPoint(Quantizer):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        magnitude = x.abs()[x.isfinite()]
-        if magnitude.numel():
-            self._largest = max(self._largest or 0.0, magnitude.max().item())
+        values = finite_values(x)
+        if values.numel():
+            low, high = extremes(values)
+            self._largest = max(self._largest or 0.0, -low.item(), high.item())
 
     @classmethod
     def pool(cls, quantizers: Sequence[FixedPoint]) -> None:

@@ -21,6 +21,7 @@ from dqnet.quantizers.codes import Codes
 from dqnet.quantizers.half import widened
 from dqnet.quantizers.lsq import SMALLEST_STEP
 from dqnet.quantizers.observers.histogram import Histogram
+from dqnet.quantizers.one_pass import finite_values
 
 #: ends of the range that are tried for one that stays, and how often the two take turns
 CANDIDATES, ROUNDS = 64, 3
@@ -128,7 +129,7 @@ class LSQPlus(Quantizer, name="lsq_plus", of="input", weights="lsq"):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        values = widened(x)[x.isfinite()]
+        values = finite_values(widened(x))
         if not values.numel():
             return
         low, high = values.aminmax()

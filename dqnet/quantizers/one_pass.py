@@ -49,6 +49,17 @@ def extremes(x: Tensor) -> tuple[Tensor, Tensor]:
     return low.clamp_max(0), high.clamp_min(0)
 
 
+def finite_values(x: Tensor) -> Tensor:
+    """Those of the values that are finite as ``[M]``, in memory order; a copy only if not all are.
+
+    It asks the device whether all are.
+    """
+    values = in_memory_order(x)
+    if not values.numel() or sum(extremes(values)).isfinite():
+        return values
+    return values[values.isfinite()]
+
+
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Σ a · b, a scalar, of two tensors of the same shape."""
     if a.stride() != b.stride():

@@ -8,7 +8,7 @@ import torch
 from dqnet.formats import Format
 from dqnet.quantizers.base import Quantizer
 from dqnet.quantizers.lsq import LSQInput
-from dqnet.quantizers.one_pass import dot, extremes, in_memory_order, pass_inside
+from dqnet.quantizers.one_pass import dot, extremes, finite_values, in_memory_order, pass_inside
 
 
 def images(*shape, seed=0, dtype=torch.float64, last=False):
@@ -29,6 +29,16 @@ def test_the_ends_of_the_interval_are_inside_and_their_neighbours_are_not(low, d
     assert torch.equal(pass_inside(grad, x, low, high, torch.empty_like(x)), expected)
     assert torch.equal(pass_inside(grad, x, low, high, grad), expected)
     assert torch.equal(grad, expected)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_finite_values_are_copied_only_where_others_are_left_out(last):
+    x = images(2, 3, 4, 5, last=last)
+    assert finite_values(x).data_ptr() == x.data_ptr()
+    x[0, 1, 2, 3], x[1, 0, 0, 0], x[1, 2, 0, 0] = torch.nan, torch.inf, -torch.inf
+    found = finite_values(x)
+    assert torch.equal(found.sort()[0], x[x.isfinite()].sort()[0])
+    assert finite_values(x[:0]).shape == (0,)
 
 
 def test_ends_for_each_channel():

@@ -6,15 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from dqnet.cascade import Cascade
 from dqnet.config import DataConfig, ExportConfig
 from dqnet.errors import UserError, unknown_name
 from dqnet.evaluation.trained import Trained
-from dqnet.export.runtime import RUNTIMES, load_exported
-from dqnet.export.write import FORMS, Preprocessing, export_onnx, form_of
-from dqnet.network import Output
+from dqnet.export.runtime import RUNTIMES, ExportedNetwork, load_exported
+from dqnet.export.write import FORMS, Preprocessing, check_exportable, export_onnx
 from dqnet.runtime.files import write_json
 
 NAMES = ("none", "onnx")
@@ -33,9 +30,7 @@ def check_form(trained: Trained, config: ExportConfig) -> None:
     """Raises UserError for a network that has no such form, before minutes of evaluation."""
     if config.name == "none":
         return
-    if isinstance(trained.model, Cascade):
-        raise UserError("a cascade is not exported: export the networks of its passes")
-    form_of(trained.model, config.form)
+    check_exportable(trained.model, config.form)
 
 
 @torch.no_grad()
@@ -72,19 +67,20 @@ def _preprocessing(data: DataConfig) -> Preprocessing:
     return Preprocessing(data.size, tuple(data.mean), tuple(data.std))
 
 
-def _agreement(trained: Trained, net: nn.Module) -> dict[str, float]:
+def _agreement(trained: Trained, net: ExportedNetwork) -> dict[str, float]:
     """Over all images of the part that is evaluated."""
     model = trained.model.eval()
-    images = same = close = routed = simulated_right = right = 0
+    images = same = close = same_way = simulated_right = right = 0
     for batch, labels in trained.held_out:
         batch, labels = trained.device.images(batch), labels.cpu()
-        expected = Output(*(part.float().cpu() for part in model(batch)))
-        found = net(batch)
-        answer, simulated = found.logits.argmax(1), expected.logits.argmax(1)
+        # Of a network logits and routing, of a cascade logits and passes.
+        (logits, way), (found, found_way) = model(batch)[:2], net(batch)[:2]
+        logits, way = logits.float().cpu(), way.cpu()
+        answer, simulated = found.argmax(1), logits.argmax(1)
         images += len(labels)
         same += (answer == simulated).sum().item()
-        close += ((found.logits - expected.logits).abs().amax(1) < CLOSE).sum().item()
-        routed += (found.routing == expected.routing).flatten(1).all(1).sum().item()
+        close += ((found - logits).abs().amax(1) < CLOSE).sum().item()
+        same_way += (found_way == way).reshape(len(labels), -1).all(1).sum().item()
         right += (answer == labels).sum().item()
         simulated_right += (simulated == labels).sum().item()
     if not images:
@@ -93,7 +89,7 @@ def _agreement(trained: Trained, net: nn.Module) -> dict[str, float]:
         "images": images,
         "same_predictions": same / images,
         "close_logits": close / images,
-        "same_routing": routed / images,
+        "same_passes" if net.is_cascade else "same_routing": same_way / images,
         "top1": 100 * right / images,
         "simulated_top1": 100 * simulated_right / images,
     }

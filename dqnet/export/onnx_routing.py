@@ -112,12 +112,13 @@ def _chain(
     result.type.tensor_type.ClearField("shape")
     other = form()
     other.writer.nodes = _chain(rest, graph, node, form, column)
-    branches = {
-        "then_branch": own.writer.branch(f"{node.output}.{k}", result),
-        "else_branch": other.writer.branch(f"{node.output}.not_{k}", result),
-    }
-    flag = _flag(column, k)
-    return [own.writer.helper.make_node("If", [flag], [node.output], **branches)]
+    chain = form().writer
+    chain.choose(
+        _flag(column, k), [node.output],
+        own.writer.branch(f"{node.output}.{k}", result),
+        other.writer.branch(f"{node.output}.not_{k}", result),
+    )  # fmt: skip
+    return chain.nodes
 
 
 def routing_inputs(writer: Writer, graph: n.Graph) -> list[Any]:

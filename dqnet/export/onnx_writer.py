@@ -129,26 +129,39 @@ class Writer:
         """The type of a value that a graph reads or returns."""
         return self.helper.make_tensor_value_info(name, self.type_of(dtype), list(shape))
 
-    def branch(self, name: str, result: Any) -> Any:
-        """The nodes as a branch of an ``If``; ``result``: from :meth:`tensor`."""
-        return self.helper.make_graph(self.nodes, name, [], [result])
+    def branch(self, name: str, *results: Any) -> Any:
+        """The nodes as a branch of an ``If``; ``results``: from :meth:`tensor`."""
+        return self.helper.make_graph(self.nodes, name, [], results)
 
-    def save(
-        self, path: Path, inputs: list[Any], outputs: list[Any], metadata: dict[str, Any]
-    ) -> None:
-        """Checks the network and writes it, whole or not at all.
+    def choose(self, flag: str, outputs: Sequence[str], then: Any, otherwise: Any) -> None:
+        """Appends an ``If`` of two branches from :meth:`branch`."""
+        branches = {"then_branch": then, "else_branch": otherwise}
+        self.nodes.append(self.helper.make_node("If", [flag], list(outputs), **branches))
 
-        Raises:
-            UserError: if the path cannot be written.
-        """
-        onnx = import_onnx()
+    def include(self, model: Any) -> None:
+        """Appends the nodes of another network, whose names are different ones."""
+        self.nodes += model.graph.node
+        self.constants += model.graph.initializer
+        self._domains |= {own.domain for own in model.opset_import}
+
+    def model(self, inputs: list[Any], outputs: list[Any]) -> Any:
+        """The network, without metadata."""
         graph = self.helper.make_graph(self.nodes, "dqnet", inputs, outputs, self.constants)
         opsets = [self.helper.make_opsetid("", OPSET)]
         opsets += [self.helper.make_opsetid(own, 1) for own in sorted(self._domains - {""})]
-        model = self.helper.make_model(
+        return self.helper.make_model(
             graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="dqnet"
         )
-        self.helper.set_model_props(model, {ENTRY: json.dumps(metadata)})
-        onnx.checker.check_model(model)
-        content = model.SerializeToString()
-        write_atomically(path, lambda part: part.write_bytes(content))
+
+
+def save_model(model: Any, path: Path, metadata: dict[str, Any]) -> None:
+    """Checks a network and writes it, whole or not at all.
+
+    Raises:
+        UserError: if the path cannot be written.
+    """
+    onnx = import_onnx()
+    onnx.helper.set_model_props(model, {ENTRY: json.dumps(metadata)})
+    onnx.checker.check_model(model)
+    content = model.SerializeToString()
+    write_atomically(path, lambda part: part.write_bytes(content))

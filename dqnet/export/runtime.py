@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dqnet.cascade import CascadeOutput
 from dqnet.errors import UserError, unknown_name
 from dqnet.export.integer import SAFE_CODE
 from dqnet.export.onnx_routing import FORCED, LAMBDA
@@ -50,12 +51,16 @@ class ExportedNetwork:
     def dynamic(self) -> bool:
         return bool(self.metadata["routed"])
 
+    @property
+    def is_cascade(self) -> bool:
+        return "cascade" in self.metadata
+
     def __call__(
         self,
         images: Tensor | np.ndarray,
         routing: Tensor | np.ndarray | None = None,
         budget_lambda: float = 0.0,
-    ) -> Output:
+    ) -> Output | CascadeOutput:
         """Classifies images.
 
         Args:
@@ -64,18 +69,23 @@ class ExportedNetwork:
             budget_lambda: of a dynamic network, a price of bits above that of its export.
 
         Returns:
-            Logits ``[N, classes]`` and the routing ``[N, L, K]``; in a static network L is 0.
+            Logits ``[N, classes]`` and the routing ``[N, L, K]``; in a static network L is 0. Of a
+            cascade log-probabilities, how often each image ran, and its Bit-FLOPs.
 
         Raises:
             UserError: for images of another size or type, or a routing of another shape.
         """
         x = self._checked(images)
+        if not self.dynamic and (routing is not None or budget_lambda):
+            kind = "a cascade" if self.is_cascade else "static"
+            raise UserError(f"the network is {kind}: it takes neither routing nor budget_lambda")
+        if self.is_cascade:
+            parts = zip(*self._shared_out(_one_by_one(x)), strict=True)
+            return CascadeOutput(*(torch.from_numpy(np.concatenate(part)) for part in parts))
         if not self.dynamic:
-            if routing is not None or budget_lambda:
-                raise UserError("the network is static: it takes neither routing nor budget_lambda")
             (logits,) = self._sessions[0]({"images": x})
             return Output(torch.from_numpy(logits), torch.zeros(len(x), *self._choices))
-        feeds = [{"images": x[i : i + 1]} for i in range(len(x))]
+        feeds = _one_by_one(x)
         if budget_lambda:
             for own in feeds:
                 own[LAMBDA] = np.array(budget_lambda, np.float32)
@@ -118,6 +128,10 @@ class ExportedNetwork:
         return np.ascontiguousarray(images)
 
 
+def _one_by_one(images: np.ndarray) -> list[dict[str, np.ndarray]]:
+    return [{"images": images[i : i + 1]} for i in range(len(images))]
+
+
 def load_exported(
     path: str | Path, runtime: str = "auto", threads: int | None = None
 ) -> ExportedNetwork:
@@ -128,8 +142,8 @@ def load_exported(
         runtime: ``onnxruntime`` or ``openvino``; ``auto``: the one that the file's form is fast in,
             if it is installed: OpenVINO for ``exact`` without ``residual``, else ONNX Runtime.
             ``qonnx``, the executor of that package, is for files of its form, and slow.
-        threads: how many compute; ``None``: one for each processor. A dynamic network has as many
-            sessions of one thread each, which share the images of a batch.
+        threads: how many compute; ``None``: one for each processor. A dynamic network, or a
+            cascade, has as many sessions of one thread each, which share the images of a batch.
 
     Raises:
         UserError: if the file is missing, damaged or another one, or the runtime is unknown, not
@@ -158,7 +172,8 @@ def load_exported(
             "runtime=onnxruntime, or export with form=exact"
         )
     start = {"openvino": _openvino, "onnxruntime": _onnxruntime, "qonnx": _qonnx}[runtime]
-    sessions, each = (count, 1) if metadata["routed"] else (1, count)
+    one_by_one = metadata["routed"] or "cascade" in metadata
+    sessions, each = (count, 1) if one_by_one else (1, count)
     loaded = [start(content, metadata, each) for _ in range(sessions)]
     return ExportedNetwork(metadata, runtime, loaded)
 
@@ -206,6 +221,8 @@ def _openvino(content: bytes, metadata: dict[str, Any], threads: int) -> Session
         import openvino
     except ImportError as error:
         raise UserError("openvino is not installed: pip install dqnet[openvino]") from error
+    # Its first use of NumPy deadlocks where two threads make it at the same time.
+    openvino.Tensor(np.zeros(1, np.float32))
     content, defaults = _required_inputs(content)
     core = openvino.Core()
     model = core.read_model(content)

@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from dqnet.cascade import Cascade
 from dqnet.errors import UserError, unknown_name
 from dqnet.export import nodes as n
 from dqnet.export.integer import to_integer
 from dqnet.export.lower import RESERVED, lower
+from dqnet.export.onnx_cascade import NetworkFile, cascade_file, check_cascade
 from dqnet.export.onnx_exact import ExactForm
 from dqnet.export.onnx_integer import IntegerForm
 from dqnet.export.onnx_routing import Form, routing_inputs
-from dqnet.export.onnx_writer import Writer
+from dqnet.export.onnx_writer import Writer, save_model
 from dqnet.export.qonnx import QonnxForm
 from dqnet.network import QuantizedModel
 
@@ -48,16 +50,18 @@ def export_onnx(
     packed: bool = False,
     class_names: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
-) -> n.Graph:
-    """Writes the integer network of a converted model.
+) -> n.Graph | None:
+    """Writes the integer network of a converted model, or of a cascade of them.
 
-    A static network takes batches of any size; a dynamic one takes an image at a time, and
-    :func:`dqnet.load_exported` shares out batches. The file's input is ``images``, float32
+    A static network takes batches of any size; a dynamic one and a cascade take an image at a time,
+    and :func:`dqnet.load_exported` shares out batches. The file's input is ``images``, float32
     ``[N, C, H, W]``, its outputs are ``logits`` ``[N, classes]`` and, of a dynamic network,
-    ``routing`` ``[1, L, K]``. What it is stands in its metadata, as JSON under ``dqnet``.
+    ``routing`` ``[1, L, K]``, of a cascade ``passes`` and ``bit_flops``, ``[1]``. What it is stands
+    in its metadata, as JSON under ``dqnet``.
 
     Args:
-        model: from :func:`dqnet.quantize`, calibrated or trained; it is exported as it evaluates.
+        model: from :func:`dqnet.quantize`, calibrated or trained, or a :class:`dqnet.Cascade`; it
+            is exported as it evaluates.
         path: the file.
         form: ``exact``: layers compute with integers, everything between them in float32, as in the
             simulated network; for OpenVINO, or any runtime of standard ONNX. ``integer``: every
@@ -68,7 +72,8 @@ def export_onnx(
         class_names, preprocessing: for whoever runs the file, in its metadata.
 
     Returns:
-        What was written, as :func:`dqnet.export.interpret.interpret` runs it.
+        What was written, as :func:`dqnet.export.interpret.interpret` runs it; ``None`` of a
+        cascade, which is several such graphs.
 
     Raises:
         UserError: for a network that has no such form (what prevents it is named), an unknown form,
@@ -81,9 +86,33 @@ def export_onnx(
         raise UserError(f"{path} is a folder: name a file in it, e.g. {path / 'model.onnx'}")
     if not path.parent.is_dir():
         raise UserError(f"{path} cannot be written: {path.parent} is not a folder")
+    described = {
+        "class_names": None if class_names is None else list(class_names),
+        "preprocessing": None if preprocessing is None else asdict(preprocessing),
+    }
+    if isinstance(model, Cascade):
+        check_cascade(form)
+        written = cascade_file(model, lambda network: network_file(network, form, packed))
+    else:
+        written = network_file(model, form, packed)
+    save_model(written.model, path, written.metadata | described)
+    return written.graph
+
+
+def network_file(model: nn.Module, form: str, packed: bool = False) -> NetworkFile:
+    """A network in ONNX; arguments and errors as of :func:`export_onnx`."""
     own = form_of(model, form, packed)
-    _write(own, path, metadata_of(model, own.graph, form, class_names, preprocessing))
-    return own.graph
+    return NetworkFile(_model(own), metadata_of(model, own.graph, form), own.graph)
+
+
+def check_exportable(model: nn.Module, form: str) -> None:
+    """Raises UserError for a network, or a pass of a cascade, that has no such form."""
+    if isinstance(model, Cascade):
+        check_cascade(form)
+        for network in {model.first, model.second_network}:
+            check_exportable(network, form)
+    else:
+        form_of(model, form)
 
 
 def form_of(model: nn.Module, form: str, packed: bool = False) -> Form:
@@ -98,7 +127,7 @@ def form_of(model: nn.Module, form: str, packed: bool = False) -> Form:
     return ExactForm(graph, writer, packed=packed)
 
 
-def _write(form: Form, path: Path, metadata: dict[str, Any]) -> None:
+def _model(form: Form) -> Any:
     writer, graph = form.writer, form.graph
     writer.reserve(*(node.output for node in graph.all_nodes()))
     # Tools for FPGAs want every shape to be known.
@@ -110,17 +139,11 @@ def _write(form: Form, path: Path, metadata: dict[str, Any]) -> None:
         outputs.append(writer.tensor(graph.routing, np.float32, (1, *graph.choices)))
     for node in graph.nodes:
         form.write(node)
-    writer.save(path, inputs, outputs, metadata)
+    return writer.model(inputs, outputs)
 
 
-def metadata_of(
-    model: QuantizedModel,
-    graph: n.Graph,
-    form: str,
-    class_names: Sequence[str] | None = None,
-    preprocessing: Preprocessing | None = None,
-) -> dict[str, Any]:
-    """What a file says of itself."""
+def metadata_of(model: QuantizedModel, graph: n.Graph, form: str) -> dict[str, Any]:
+    """What a file says of a network."""
     return {
         "version": VERSION,
         "form": form,
@@ -132,6 +155,4 @@ def metadata_of(
         "residual": bool(model.value_quantizers),
         "largest_weight_code": max(int(abs(w.codes).max()) for w in graph.weights()),
         "grids": {name: asdict(grid) for name, grid in graph.grids.items()},
-        "class_names": None if class_names is None else list(class_names),
-        "preprocessing": None if preprocessing is None else asdict(preprocessing),
     }

@@ -172,13 +172,15 @@ def test_from_the_command_line(cheap, command, tmp_path):
     out = tmp_path / "out"
     shown = command(
         "eval.py", f"checkpoint={tmp_path}/cascade", "report=html", "controls=true",
-        "curve=true", f"output={out}",
+        "curve=true", "export=onnx", f"output={out}",
     )  # fmt: skip
     assert shown.status == 0, shown.err
     assert "all images twice" in shown.out and "run twice" in shown.out
     page = (out / "report/index.html").read_text()
     assert "A cascade:" in page and "not run" in page
     assert json.loads((out / "eval.json").read_text())["cascade"]["view"] == "mirror"
+    exported = json.loads((out / "export.json").read_text())
+    assert exported["same_predictions"] >= 0.9 and exported["same_passes"] >= 0.9
 
 
 def test_bad_input(look, cheap, command, measure, tmp_path):
@@ -188,8 +190,8 @@ def test_bad_input(look, cheap, command, measure, tmp_path):
         measure(look, budget=2.0)
     with pytest.raises(UserError, match="this one is a cascade"):
         measure(look, sparsity=True)
-    shown = command("eval.py", f"checkpoint={look}", "export=onnx", f"output={tmp_path}")
-    assert shown.status == 1 and "a cascade is not exported" in shown.err[0]
+    shown = command("eval.py", f"checkpoint={look}", "export=qonnx", f"output={tmp_path}")
+    assert shown.status == 1 and "a cascade has no form=qonnx" in shown.err[0]
     content = torch.load(look / "best.pt", weights_only=True)
     for key, value, message in (
         ("cascade", {}, "is not a whole cascade"),

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from rich.console import Console
@@ -77,6 +78,7 @@ def uninterrupted(folder):
         assert isinstance(result, dict), result
 
 
+@pytest.mark.slow
 def test_lost_worker(tmp_path):
     whole, killed, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "log.txt"
     agent = torchrun(killed, log)

@@ -67,6 +67,7 @@ def test_what_making_shards_prints(stdout, tmp_path, monkeypatch):
     assert written.getvalue() == b"python train.py data=shards data.root=Ziel ?\n"
 
 
+@pytest.mark.slow
 def test_an_ascii_locale_reads_and_writes_the_same_files(command, trained, tmp_path):
     """There Python opens files as ASCII too, unless told otherwise."""
     asked = [f"checkpoint={trained}", "report=html"]

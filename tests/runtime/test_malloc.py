@@ -29,6 +29,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 ENVIRONMENT = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc only")
 def test_repeated_allocations_do_not_fault_again():
     faults = {

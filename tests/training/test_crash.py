@@ -19,7 +19,9 @@ KILLS = 2
 EVERY_STEP = "trainer.checkpoint_steps=1"
 
 
-@pytest.mark.parametrize("name", RICH)
+@pytest.mark.parametrize(
+    "name", [pytest.param(own, marks=pytest.mark.slow) if own != "lsq" else own for own in RICH]
+)
 def test_killed_at_random_moments(run, config, tmp_path, name):
     whole = run(*RICH[name])
     settings = *RICH[name], "trainer.checkpoint_steps=2"

@@ -34,12 +34,14 @@ class Run:
         summary: ``summary.json``, with all of ``METRICS``; costs are ``None`` for a float model.
         config: the recorded configuration, dotted name → value.
         overrides: what was changed on the command line, ``name=value``.
+        bytes: of the packed network, coded if it was; ``None``: not known.
     """
 
     folder: Path
     summary: dict[str, Any]
     config: dict[str, Any]
     overrides: tuple[str, ...]
+    bytes: int | None = None
 
     @property
     def method(self) -> str:
@@ -81,7 +83,17 @@ def read_run(folder: Path) -> Run:
     path = folder / ".hydra" / "overrides.yaml"
     with reading(path):
         overrides = tuple(OmegaConf.load(path)) if path.exists() else ()
-    return Run(folder, summary, config, overrides)
+    size = _packed_bytes(folder) or summary.get("weight_bytes")
+    return Run(folder, summary, config, overrides, size)
+
+
+def _packed_bytes(folder: Path) -> int | None:
+    """Of the file that ``python -m dqnet.export.pack`` wrote, if it has."""
+    path = folder / "packed.json"
+    if not path.exists():
+        return None
+    with reading(path):
+        return int(read_json(path)["stages"]["coded"])
 
 
 @contextmanager

@@ -5,10 +5,12 @@ python -m dqnet.report.compare runs/a runs/b --out figures --title "ResNet-20"
 python -m dqnet.report.compare runs --keep results/NAME      # small copies of the runs as well
 python -m dqnet.report.compare results/NAME --out results/NAME         # the same from the copies
 python -m dqnet.report.compare runs --relative-to runs/a     # every cost over that of one run
+python -m dqnet.report.compare runs --by bytes energy        # single runs against other costs
 
 Written are compare.csv (one row per run), pairs.csv (static against dynamic), cascades.csv (those
 that eval.py measured, against static networks), costs.csv (if asked for), compare.md (all of them,
-means over seeds) and the figure, compare.png and compare.pdf.
+means over seeds) and the figure, compare.png and compare.pdf; by_COST.png and .pdf for each cost
+asked for, where bytes are those of the packed network.
 
 A line of the figure is a method (the quantizer) and the recorded settings in which its runs differ
 beyond widths, target and seed: the label, which leaves out defaults. Settings that do not change a
@@ -26,6 +28,7 @@ from pathlib import Path
 from rich.console import Console
 
 from dqnet.errors import UserError
+from dqnet.report.compare.by_cost import cost_points, draw_by_cost
 from dqnet.report.compare.costs import relative_costs
 from dqnet.report.compare.export_runs import export_runs
 from dqnet.report.compare.figure import draw
@@ -50,11 +53,13 @@ def compare(
     exported: Path | None,
     console: Console,
     baseline: Path | None = None,
+    by: Sequence[str] = (),
 ) -> None:
     """Compares all runs below ``folders``; writes tables and figure to ``out``, made if need be.
 
     ``exported`` is where small copies of the runs are put, see :func:`export_runs`; ``baseline``
-    the run that costs are compared with, see :func:`relative_costs`.
+    the run that costs are compared with, see :func:`relative_costs`; ``by`` are the costs that
+    single runs are drawn against, see :func:`cost_points`.
 
     Raises:
         UserError: for a missing folder, a run that cannot be read, no run at all, or an ``out``
@@ -70,6 +75,7 @@ def compare(
     groups = group(table)
     pairs, cascades = pair(groups), against_static(groups)
     costs = relative_costs(table, baseline)
+    points = {cost: cost_points(table, cost) for cost in by}
     files = {
         "compare.csv": (table, RUN_COLUMNS, group_table(groups)),
         "pairs.csv": (pairs, PAIR_COLUMNS, pair_table(pairs)),
@@ -88,12 +94,16 @@ def compare(
                 (out / name).unlink(missing_ok=True)
         draw(groups, pairs, title, [out / "compare.png", out / "compare.pdf"])
         page = [f"# {title}", "![accuracy against Bit-FLOPs](compare.png)", *map(markdown, texts)]
+        for cost, own in points.items():
+            draw_by_cost(own, cost, title, [out / f"by_{cost}.png", out / f"by_{cost}.pdf"])
+            page.insert(2, f"![accuracy against {cost}](by_{cost}.png)")
         (out / "compare.md").write_text("\n\n".join(page) + "\n", "utf-8", "surrogateescape")
     except OSError as error:
         raise UserError(f"{error.filename or out} cannot be written: {error.strerror}") from error
     for text in texts:
         show(console, text)
     more = "".join(f", {name}" for name in list(files)[1:] if len(files[name][0]))
+    more += "".join(f", by_{cost}.png" for cost in by)
     console.print(f"written to {out}: compare.csv, .md, .png and .pdf{more}", **plain)
 
 
@@ -112,6 +122,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--relative-to", metavar="RUN", type=Path, help="list every cost over that of this run"
     )
+    parser.add_argument(
+        "--by", metavar="COST", nargs="+", default=(),
+        help="also draw single runs against bytes, or the costs of a cost model, e.g. energy",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     take_every_character()
     try:
@@ -122,6 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             options.keep,
             Console(),
             options.relative_to,
+            options.by,
         )
     except UserError as error:
         sys.exit(f"error: {error}")

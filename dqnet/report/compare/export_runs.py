@@ -15,7 +15,7 @@ from dqnet.report.runs import Run
 from dqnet.runtime.files import read_json, write_json
 
 #: files that are copied as they are, and those in which paths are shortened
-FILES = ("summary.json", "metrics.jsonl", "curve.csv", "plan.json")
+FILES = ("summary.json", "metrics.jsonl", "curve.csv", "plan.json", "packed.json")
 EVALUATIONS = ("eval.json", "cascade.json")
 RECORDS = (".hydra/config.yaml", ".hydra/overrides.yaml")
 #: parts of a run folder's name that hold paths of the machine

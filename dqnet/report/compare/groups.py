@@ -33,8 +33,8 @@ def run_table(runs: Sequence[Run]) -> pd.DataFrame:
 
     Returns:
         ``RUN_COLUMNS``; ``settings``, which tell runs of a method apart and with the method name a
-        line of the figure; ``costs`` by cost model; ``curve`` of :func:`read_evaluation` and
-        ``cascade``.
+        line of the figure; ``costs`` by cost model; ``bytes`` of the packed network; ``curve`` of
+        :func:`read_evaluation` and ``cascade``.
     """
     rows = sorted(zip(runs, settings_of(runs), strict=True), key=_order)
     return pd.DataFrame(
@@ -44,7 +44,7 @@ def run_table(runs: Sequence[Run]) -> pd.DataFrame:
             | {"folder": run.folder, "method": run.method, "kind": run.kind}
             | {"settings": settings, "label": ", ".join(settings)}
             | {"widths": "/".join(map(str, run.widths)), "relative_cost": _relative_cost(run)}
-            | {"costs": run.summary.get("costs") or {}}
+            | {"costs": run.summary.get("costs") or {}, "bytes": run.bytes}
             | read_evaluation(run.folder)
             | {"cascade": read_cascade(run.folder)}
             for run, settings in rows

@@ -8,11 +8,13 @@ from torch import nn
 
 from dqnet.costs.base import CostModel, all_costs
 from dqnet.costs.controller import controller_cost
+from dqnet.costs.network import full_precision_cost
 from dqnet.costs.size import peak_activation_bytes, weight_bytes
 from dqnet.costs.static import BIT_FLOPS
 from dqnet.formats import FULL_PRECISION_BITS
 from dqnet.measurement import Evaluation
 from dqnet.network import QuantizedModel
+from dqnet.rules import plan_of_trace
 from dqnet.trace import trace_model
 from dqnet.training.objective import Objective
 from dqnet.training.run_state import RunState
@@ -70,8 +72,11 @@ def summarize(
             "controller_macs": cost.macs,
         }
     image = next(model.parameters()).new_zeros(1, *image_shape)
-    macs = sum(layer.macs for layer in trace_model(model, image).layers.values())
+    trace = trace_model(model, image)
+    layers = plan_of_trace(trace, lambda name: ((), False)).layers
+    macs = sum(layer.macs for layer in trace.layers.values())
     return figures | {
+        "costs": {name: full_precision_cost(layers, own) for name, own in all_costs().items()},
         "params": sum(p.numel() for p in model.parameters()),
         "macs": macs,
         "bit_flops_total": FULL_PRECISION_BITS**2 * macs,

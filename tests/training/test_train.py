@@ -355,6 +355,9 @@ def test_float_run_costs_nothing_that_is_counted_and_routes_nothing(run):
     assert summary["mean_width"] == 32
     assert summary["width_counts"] == {}
     assert summary["bit_flops_total"] == 32 * 32 * summary["macs"]
+    assert summary["costs"]["bit_flops"] == summary["bit_flops_total"]
+    assert 0.99 < summary["costs"]["size"] / (4 * summary["params"]) < 1  # all but biases and norms
+    assert summary["costs"]["energy"] > summary["macs"] * (32 / 16) ** 1.25
 
 
 def test_static_run_costs_its_target_for_every_image(run):

@@ -79,11 +79,15 @@ class StoredWeight:
         return bool(self.codes.zero_point.any())
 
     @property
+    def code_bytes(self) -> int:
+        """Codes at their bits, filled up to a whole byte."""
+        return -(-self.codes.codes.numel() * self.format.bits // 8)
+
+    @property
     def nbytes(self) -> int:
-        """Codes at their bits, filled up to a whole byte, scales and zero points."""
-        codes = -(-self.codes.codes.numel() * self.format.bits // 8)
-        scales = self.codes.scale.nbytes
-        return codes + scales + (self.codes.zero_point.nbytes if self.has_zero_point else 0)
+        """Codes, scales and zero points."""
+        zero_points = self.codes.zero_point.nbytes if self.has_zero_point else 0
+        return self.code_bytes + self.codes.scale.nbytes + zero_points
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,8 +14,8 @@ The entry ``dqnet`` of its metadata is JSON: the configuration (``config``, ``pl
 ``layer``, ``format``, ``shape``, ``offset``, ``block`` and ``table``. A weight is
 (code − zero point) · scale, or table[code] · scale; the table of a small float is that of its name.
 
-A coded weight has one more, ``coding``: its name, the bits of a gap, how many values are stored, and
-how many bytes each of the four parts of ``codes`` has: table and content of the gaps, table and
+A coded weight has one more, ``coding``: its name, the bits of a gap, how many values are stored,
+and how many bytes each of the four parts of ``codes`` has: table and content of the gaps, table and
 content of the values (:mod:`dqnet.export.coding`). What is coded are the codes less that of zero,
 modulo 2ᵇ, in the order of the flattened weight; the code of zero is the rounded zero point, or
 where the table is 0, or else ``offset``.

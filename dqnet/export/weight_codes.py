@@ -74,12 +74,16 @@ def read(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Codes:
 def codes_from_zero(codes: Codes, offset: int, bits: int) -> np.ndarray:
     """The codes ``[M]`` counted from that of zero, modulo 2ᵇ: so 0 is the number zero.
 
+    A second code of zero, as the −0 of small floats, becomes the first.
+
     Args:
         codes: of a weight.
         offset: the smallest one.
         bits: b.
     """
     counted = (codes.codes - zero_codes(codes, offset)).remainder(2**bits)
+    if codes.table is not None:
+        counted[codes.table[codes.codes.long()] == 0] = 0
     return counted.flatten().numpy()
 
 

@@ -85,9 +85,11 @@ class StoredWeight:
 
     @property
     def nbytes(self) -> int:
-        """Codes, scales and zero points."""
-        zero_points = self.codes.zero_point.nbytes if self.has_zero_point else 0
-        return self.code_bytes + self.codes.scale.nbytes + zero_points
+        """Codes, scales, zero points and bases."""
+        parts = [self.codes.scale, self.codes.basis]
+        if self.has_zero_point:
+            parts.append(self.codes.zero_point)
+        return self.code_bytes + sum(part.nbytes for part in parts if part is not None)
 
 
 @dataclass(frozen=True, eq=False)

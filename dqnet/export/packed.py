@@ -6,6 +6,8 @@ The file is one of safetensors, which many programs read. Its tensors are
   the bits of the format, without gaps, the lowest bit first; or coded, see below;
 - ``LAYER.weight.FORMAT.scale`` and, unless it is 0, ``.zero_point``: scalars, one per output
   channel ``[O, 1, ...]``, or one per block of the flattened weight ``[B]``;
+- ``LAYER.weight.FORMAT.basis``, int8 ``[G, S, S]``, of a weight that is a product of two matrices:
+  its codes, of the shape ``[G, M, S]``, are those of the first one;
 - ``table.0``, ``table.1``, ...: values by code, where they are not evenly spaced;
 - under its name in the network's state dict, all that is not the weight of a quantized layer.
 
@@ -13,6 +15,8 @@ The entry ``dqnet`` of its metadata is JSON: the configuration (``config``, ``pl
 ``num_classes``, ``image_shape``), from which the network is built, and of each weight (``weights``)
 ``layer``, ``format``, ``shape``, ``offset``, ``block`` and ``table``. A weight is
 (code − zero point) · scale, or table[code] · scale; the table of a small float is that of its name.
+With a basis it is table[code] · basis · scale, each filter the first of the numbers in its share of
+the G matrices, and has the shape ``weight_shape``.
 
 A coded weight has one more, ``coding``: its name, the bits of a gap, how many values are stored,
 and how many bytes each of the four parts of ``codes`` has: table and content of the gaps, table and

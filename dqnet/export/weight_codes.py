@@ -36,6 +36,8 @@ def written(weight: StoredWeight, coding: str) -> tuple[dict[str, Any], dict[str
     }
     if weight.has_zero_point:
         tensors[f"{name}.zero_point"] = codes.zero_point
+    if codes.basis is not None:
+        tensors[f"{name}.basis"] = codes.basis
     entry = {
         "layer": weight.layer,
         "format": str(weight.format),
@@ -44,6 +46,8 @@ def written(weight: StoredWeight, coding: str) -> tuple[dict[str, Any], dict[str
         "block": codes.block,
         "table": weight.table,
     }
+    if codes.basis is not None:
+        entry["weight_shape"] = list(codes.shape)
     if coded.coding != "none":
         parts = [len(part) for part in coded.parts]
         entry["coding"] = [coded.coding, coded.gap_bits, coded.entries, *parts]
@@ -60,7 +64,10 @@ def read(entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Codes:
     if isinstance(own, Minifloat):
         table = minifloat_table(own).to(scale)
     shape, content = torch.Size(entry["shape"]), tensors[f"{name}.codes"].numpy()
-    codes = Codes(torch.zeros(shape, dtype=torch.int32), scale, zero_point, table, entry["block"])
+    basis = tensors.get(f"{name}.basis")
+    of = None if basis is None else torch.Size(entry["weight_shape"])
+    nothing = torch.zeros(shape, dtype=torch.int32)
+    codes = Codes(nothing, scale, zero_point, table, entry["block"], basis, of)
     coding, *numbers = entry.get("coding", ("none", 0, shape.numel(), 0, 0, 0, len(content)))
     parts = np.split(content, np.cumsum(numbers[2:])[:-1])
     sequence = decoded(Coded(coding, *numbers[:2], tuple(parts)), own.bits, shape.numel())

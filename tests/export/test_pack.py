@@ -32,6 +32,7 @@ METHODS = {
     "nf4": ["quant=nf4", "quant.widths=[w3a8,w4a8]"],
     "power_of_two": ["quant=power_of_two"],
     "codebook": ["quant=codebook", "quant.widths=[2,4]"],
+    "smart_deal": ["quant=smart_deal", "quant.weight.options.sparsity=0.3"],
 }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from dqnet.config import EvalConfig
 from dqnet.errors import UserError
 from dqnet.evaluation.trained import load_trained
 from dqnet.export.coding import CODINGS, check_coding
-from dqnet.export.packed import load_packed, payload_bytes, save_packed
+from dqnet.export.packed import load_packed, save_packed
 from dqnet.export.stages import stages
 from dqnet.standard_output import take_every_character
 from dqnet.training.tables import print_line
@@ -39,17 +39,20 @@ class Packed:
 
     Attributes:
         path: the file.
-        weight_bytes: of its tensors.
         stages: bytes by stage of compression, see :func:`dqnet.export.stages.stages`.
         images: how many were classified by the network and by what was read back.
         same: whether logits and routing were the same, bit for bit.
     """
 
     path: Path
-    weight_bytes: int
     stages: dict[str, int]
     images: int
     same: bool
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all numbers in the file."""
+        return self.stages["coded"]
 
 
 @torch.no_grad()
@@ -86,7 +89,7 @@ def pack(
         images += len(batch)
         if images == IMAGES:
             break
-    return Packed(path, payload_bytes(path), stages(model, path), images, same)
+    return Packed(path, stages(model, path), images, same)
 
 
 def _answers(output: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

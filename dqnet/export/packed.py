@@ -24,6 +24,9 @@ content of the values (:mod:`dqnet.export.coding`). What is coded are the codes 
 modulo 2ᵇ, in the order of the flattened weight; the code of zero is the rounded zero point, or
 where the table is 0, or else ``offset``.
 
+If weights are coded the file has two tensors alone, and the entry ``dqnet`` only its layout: all
+the others one after the other, and the description (:mod:`dqnet.export.compact`).
+
 The entry ``sha256`` of the metadata is a hash of the description and of all tensors: safetensors
 notices a file that is too short or too long, but no byte that is another one.
 """
@@ -48,6 +51,7 @@ from torch import Tensor, nn
 from dqnet.costs.size import contents
 from dqnet.errors import UserError
 from dqnet.export.coding import check_coding
+from dqnet.export.compact import DESCRIPTION, gathered, scattered
 from dqnet.export.weight_codes import read, written
 from dqnet.layers import QuantLayer
 from dqnet.plan import Plan
@@ -100,6 +104,9 @@ def save_packed(
         "weights": weights,
     }
     tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    if coding != "none":
+        tensors = gathered(tensors, description)
+        description = {"version": VERSION}
     described = json.dumps(description)
     metadata = {ENTRY: described, HASH: _hash(described, tensors)}
     write_atomically(path, partial(save_file, tensors, metadata=metadata))
@@ -170,7 +177,7 @@ def _content(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise UserError(f"{path} has layout {version}, this program reads up to {VERSION}")
     if version != FIRST and metadata.get(HASH) != _hash(metadata[ENTRY], tensors):
         raise UserError(f"{path} is damaged: it is not what was written")
-    return described, tensors
+    return scattered(tensors) if "weights" not in described else (described, tensors)
 
 
 def _shown(weights: list[dict[str, Any]], console: Console | None) -> Iterable[dict[str, Any]]:
@@ -196,7 +203,9 @@ def _set_weights(layer: QuantLayer, values: list[Tensor]) -> None:
 
 
 def payload_bytes(path: Path) -> int:
-    """How many bytes of a file are tensors: all but the header."""
+    """How many bytes of a file are numbers of the network: without its description."""
     with path.open("rb") as file:
-        (header,) = struct.unpack("<Q", file.read(8))
-    return path.stat().st_size - 8 - header
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    described = header.get(DESCRIPTION, {"data_offsets": (0, 0)})["data_offsets"]
+    return path.stat().st_size - 8 - length - (described[1] - described[0])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dqnet.costs.size import Contents, StoredWeight, contents
 from dqnet.export.coding import sparse_bits
+from dqnet.export.packed import payload_bytes
 from dqnet.export.weight_codes import codes_from_zero
 from dqnet.formats import FULL_PRECISION_BITS
 from dqnet.network import QuantizedModel
@@ -31,7 +32,7 @@ def stages(model: nn.Module, path: Path) -> dict[str, int]:
         ``float``: float32, as it was before conversion; ``pruned``: its weights without their
         zeros, those of quantization among them, as float32 and gaps of the best number of bits;
         ``shared``: the same with codes in the place of float32, in every format that a layer has;
-        ``file``: the packed file, with its description.
+        ``coded``: the numbers in the packed file; ``file``: all of it, with its description.
     """
     network = model.backbone if isinstance(model, QuantizedModel) else model
     floats = {
@@ -49,6 +50,7 @@ def stages(model: nn.Module, path: Path) -> dict[str, int]:
         "float": sum(value.nbytes for value in floats.values()),
         "pruned": sum(map(_pruned_bytes, (floats | quantized).values())),
         "shared": _shared_bytes(stored),
+        "coded": payload_bytes(path),
         "file": path.stat().st_size,
     }
 

@@ -117,6 +117,10 @@ def test_a_coded_file_answers_the_same_and_is_smaller(name, coding, untrained, t
     printed = capsys.readouterr().out
     assert "same logits on 60 images: yes" in printed
     assert payload_bytes(path) < done.summary["weight_bytes"]
+    with safe_open(path, "np") as file:
+        assert set(file.keys()) == {"content", "description"}
+        assert payload_bytes(path) == file.get_tensor("content").nbytes
+    assert path.stat().st_size < payload_bytes(path) + 8000
     rows = {line.split()[1]: line.split()[3] for line in printed.splitlines() if "│" in line}
     state = done.checkpoint("best.pt")["model"]
     floats = 4 * sum(
@@ -128,11 +132,12 @@ def test_a_coded_file_answers_the_same_and_is_smaller(name, coding, untrained, t
     assert rows["float"] == f"{floats:,}" and rows["file"] == f"{path.stat().st_size:,}"
 
 
-def test_damage_anywhere_is_one_line(untrained, tmp_path):
+@pytest.mark.parametrize("coding", ["none", "sparse"])
+def test_damage_anywhere_is_one_line(coding, untrained, tmp_path):
     whole, path = tmp_path / "whole.safetensors", tmp_path / "damaged.safetensors"
-    pack(str(untrained("nf4").folder), whole)
+    pack(str(untrained("nf4").folder), whole, coding=coding)
     content = whole.read_bytes()
-    places = [4, 9, 30, 200, 2000, 9000, len(content) // 2, len(content) - 1]
+    places = [4, 9, 30, 60, 200, 2000, 9000, len(content) // 2, len(content) - 1]
     damaged = [content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :] for i in places]
     damaged += [content[:i] for i in (0, 7, 100, len(content) // 2, len(content) - 1)]
     damaged += [content + b"0", b"0" + content]

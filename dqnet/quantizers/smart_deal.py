@@ -59,8 +59,8 @@ class Decomposition(NamedTuple):
 class SmartDealWeight(Quantizer, name="smart_deal", of="weight"):
     """A decomposition of the weight as it is, with coefficients of the format's bits.
 
-    With them products and sums of coefficients and basis are exact in float32, so that a weight is
-    the same wherever it is put together.
+    With 2 to 5 of them products and sums of coefficients and basis are exact in float32 (for S up
+    to 8), so that a weight is the same wherever it is put together.
 
     Args:
         sparsity: share of a layer's rows whose coefficients are zero, those of least norm.
@@ -95,7 +95,7 @@ class SmartDealWeight(Quantizer, name="smart_deal", of="weight"):
         self._rows, self._width, self._iterations = rows, width, iterations
 
     def forward(self, x: Tensor, k: int) -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             found = self.decompose(x, k)
             products = found.coefficients @ found.basis * found.scale.to(found.basis)
             quantized = rows_restored(products, x.shape).to(x.dtype)
@@ -104,7 +104,8 @@ class SmartDealWeight(Quantizer, name="smart_deal", of="weight"):
 
     @torch.no_grad()
     def encode(self, x: Tensor, k: int) -> Codes:
-        found = self.decompose(x, k)
+        with torch.autocast(x.device.type, enabled=False):
+            found = self.decompose(x, k)
         table = powers_of_two(self.formats[k].bits).to(found.coefficients)
         codes = nearest_codes(found.coefficients, table).to(torch.int32)
         zero_point = torch.zeros_like(found.scale)
@@ -123,12 +124,12 @@ class SmartDealWeight(Quantizer, name="smart_deal", of="weight"):
         matrices, kept = self._matrices(x / unit)
         least = 2.0 ** (2 - 2 ** (self.formats[k].bits - 1))
         target = matrices * kept
-        fitted = target  # as B is 1
-        for _ in range(self._iterations):
-            coefficients = _rounded(fitted, least, self._threshold) * kept
-            gram = coefficients.mT @ coefficients
-            basis = _inverse(gram) @ (coefficients.mT @ target)
+        coefficients = _rounded(target, least, self._threshold) * kept  # as if B were 1
+        basis = _fitted_basis(coefficients, target)
+        for _ in range(self._iterations - 1):
             fitted = target @ (basis.mT @ _inverse(basis @ basis.mT))
+            coefficients = _rounded(fitted, least, self._threshold) * kept
+            basis = _fitted_basis(coefficients, target)
         scale = _or_one(basis.abs().amax((1, 2), keepdim=True)) / _TOP
         scale = scale.to(torch.bfloat16)
         whole = (basis / scale.to(basis)).round_().clamp_(-_TOP, _TOP)
@@ -165,6 +166,11 @@ def _rounded(fitted: Tensor, least: float, threshold: float) -> Tensor:
     best = torch.stack(errors).argmin(0, keepdim=True)
     chosen = torch.stack(tried).take_along_dim(best, 0)[0]
     return chosen.copysign_(normal)
+
+
+def _fitted_basis(coefficients: Tensor, target: Tensor) -> Tensor:
+    """That of least squares, ``[G, S, S]``."""
+    return _inverse(coefficients.mT @ coefficients) @ (coefficients.mT @ target)
 
 
 def _inverse(gram: Tensor) -> Tensor:

@@ -141,6 +141,23 @@ def test_the_memory_format_stays_and_half_precision_too():
     assert smart_deal(4)(weight.half(), 0).dtype == torch.float16
 
 
+def test_mixed_precision_changes_nothing():
+    weight = weights(4, 8, 3, 3)
+    expected = smart_deal(4)(weight, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(smart_deal(4)(weight, 0), expected)
+        codes = smart_deal(4).encode(weight, 0)
+    assert torch.equal(codes.values(), expected)
+
+
+def test_an_integer_network_has_no_such_weights(tmp_path):
+    pytest.importorskip("onnx")
+    model = network()
+    dqnet.calibrate(model, [torch.rand(4, 3, 9, 9)])
+    with pytest.raises(UserError, match=r"has a table of values .SmartDealWeight."):
+        dqnet.export_onnx(model.eval(), tmp_path / "model.onnx", form="integer")
+
+
 def test_a_layer_of_two_widths_trains():
     torch.manual_seed(0)
     conv = QuantConv2d(3, 8, 3, widths=("w3a8", "w4a8"), quantizer=("smart_deal", "affine"))
@@ -156,14 +173,20 @@ def test_a_layer_of_two_widths_trains():
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_the_energy_of_zeros_is_that_of_the_rows_that_are_zero():
+def network(**options):
+    """Of three layers, the middle one quantized."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.Flatten(),
-                        nn.Linear(16 * 25, 5))  # fmt: skip
-    model = dqnet.quantize(
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.Flatten(), nn.Linear(400, 5)
+    )
+    return dqnet.quantize(
         net, torch.zeros(1, 3, 9, 9), widths=("w4a8",), quantizer=("smart_deal", "affine"),
-        options=({"sparsity": 0.5}, {}),
+        options=(options, {}),
     )  # fmt: skip
+
+
+def test_the_energy_of_zeros_is_that_of_the_rows_that_are_zero():
+    model = network(sparsity=0.5)
     images = [torch.rand(4, 3, 9, 9)]
     dqnet.calibrate(model, images)
     rows = dqnet.costs.sparsity.measure_sparsity(model, images)

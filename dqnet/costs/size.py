@@ -79,11 +79,17 @@ class StoredWeight:
         return bool(self.codes.zero_point.any())
 
     @property
+    def code_bytes(self) -> int:
+        """Codes at their bits, filled up to a whole byte."""
+        return -(-self.codes.codes.numel() * self.format.bits // 8)
+
+    @property
     def nbytes(self) -> int:
-        """Codes at their bits, filled up to a whole byte, scales and zero points."""
-        codes = -(-self.codes.codes.numel() * self.format.bits // 8)
-        scales = self.codes.scale.nbytes
-        return codes + scales + (self.codes.zero_point.nbytes if self.has_zero_point else 0)
+        """Codes, scales, zero points and bases."""
+        parts = [self.codes.scale, self.codes.basis]
+        if self.has_zero_point:
+            parts.append(self.codes.zero_point)
+        return self.code_bytes + sum(part.nbytes for part in parts if part is not None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,9 +3,11 @@
 The file is one of safetensors, which many programs read. Its tensors are
 
 - ``LAYER.weight.FORMAT.codes``, uint8: the codes of a quantized layer's weight less ``offset``, at
-  the bits of the format, without gaps, the lowest bit first;
+  the bits of the format, without gaps, the lowest bit first; or coded, see below;
 - ``LAYER.weight.FORMAT.scale`` and, unless it is 0, ``.zero_point``: scalars, one per output
   channel ``[O, 1, ...]``, or one per block of the flattened weight ``[B]``;
+- ``LAYER.weight.FORMAT.basis``, int8 ``[G, S, S]``, of a weight that is a product of two matrices:
+  its codes, of the shape ``[G, M, S]``, are those of the first one;
 - ``table.0``, ``table.1``, ...: values by code, where they are not evenly spaced;
 - under its name in the network's state dict, all that is not the weight of a quantized layer.
 
@@ -13,39 +15,63 @@ The entry ``dqnet`` of its metadata is JSON: the configuration (``config``, ``pl
 ``num_classes``, ``image_shape``), from which the network is built, and of each weight (``weights``)
 ``layer``, ``format``, ``shape``, ``offset``, ``block`` and ``table``. A weight is
 (code − zero point) · scale, or table[code] · scale; the table of a small float is that of its name.
+With a basis it is table[code] · basis · scale, each filter the first of the numbers in its share of
+the G matrices, and has the shape ``weight_shape``.
+
+A coded weight has one more, ``coding``: its name, the bits of a gap, how many values are stored,
+and how many bytes each of the four parts of ``codes`` has: table and content of the gaps, table and
+content of the values (:mod:`dqnet.export.coding`). What is coded are the codes less that of zero,
+modulo 2ᵇ, in the order of the flattened weight; the code of zero is the rounded zero point, or
+where the table is 0, or else ``offset``.
+
+If weights are coded the file has two tensors alone, and the entry ``dqnet`` only its layout: all
+the others one after the other, and the description (:mod:`dqnet.export.compact`).
+
+The entry ``sha256`` of the metadata is a hash of the description and of all tensors: safetensors
+notices a file that is too short or too long, but no byte that is another one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dqnet.costs.size import StoredWeight, contents
+from dqnet.costs.size import contents
 from dqnet.errors import UserError
-from dqnet.export.bits import pack_bits, unpack_bits
-from dqnet.formats import Format, Minifloat
+from dqnet.export.coding import check_coding
+from dqnet.export.compact import DESCRIPTION, gathered, scattered
+from dqnet.export.weight_codes import read, written
 from dqnet.layers import QuantLayer
 from dqnet.plan import Plan
-from dqnet.quantizers import Codes, Quantizer
-from dqnet.quantizers.minifloat import minifloat_table
+from dqnet.quantizers import Quantizer
 from dqnet.runtime.files import write_atomically
 from dqnet.training.build import build_model
 from dqnet.training.checkpoint import config_of
 
-#: of the layout; and the metadata's entry
-VERSION, ENTRY = 1, "dqnet"
+#: of the layout, of which the first had neither codings nor a hash
+VERSION, FIRST = 2, 1
+#: the metadata's entries
+ENTRY, HASH = "dqnet", "sha256"
 
 
 def save_packed(
-    model: nn.Module, run: dict[str, Any], image_shape: tuple[int, int, int], path: Path
+    model: nn.Module,
+    run: dict[str, Any],
+    image_shape: tuple[int, int, int],
+    path: Path,
+    coding: str = "none",
 ) -> None:
     """Writes a network.
 
@@ -54,23 +80,21 @@ def save_packed(
         run: the content of a checkpoint, which says how the network is built.
         image_shape: ``(C, H, W)``.
         path: the file.
+        coding: of the weights' codes, one of :data:`dqnet.export.coding.CODINGS`.
 
     Raises:
-        UserError: if a quantizer of weights has no codes, or the file cannot be written.
+        UserError: if a quantizer of weights has no codes, there is no such coding or its library
+            is missing, or the file cannot be written.
     """
+    check_coding(coding)
     stored = contents(model)
     tensors = dict(stored.tensors)
     tensors |= {f"table.{i}": table for i, table in enumerate(stored.tables)}
     weights = []
     for weight in stored.weights:
-        name, codes = _name(weight.layer, weight.format), weight.codes
-        offset = int(codes.codes.min())
-        flat = (codes.codes.flatten() - offset).numpy()
-        tensors[f"{name}.codes"] = torch.from_numpy(pack_bits(flat, weight.format.bits))
-        tensors[f"{name}.scale"] = codes.scale
-        if weight.has_zero_point:
-            tensors[f"{name}.zero_point"] = codes.zero_point
-        weights.append(_entry(weight, offset))
+        entry, own = written(weight, coding)
+        weights.append(entry)
+        tensors |= own
     description = {
         "version": VERSION,
         "config": run["config"],
@@ -80,32 +104,60 @@ def save_packed(
         "weights": weights,
     }
     tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    write = partial(save_file, tensors, metadata={ENTRY: json.dumps(description)})
-    write_atomically(path, write)
+    if coding != "none":
+        tensors = gathered(tensors, description)
+        description = {"version": VERSION}
+    described = json.dumps(description)
+    metadata = {ENTRY: described, HASH: _hash(described, tensors)}
+    write_atomically(path, partial(save_file, tensors, metadata=metadata))
 
 
-def _name(layer: str, own: Format) -> str:
-    return f"{layer}.weight.{own}"
+def _hash(described: str, tensors: Mapping[str, Tensor]) -> str:
+    """Of the description and of names, types, shapes and bytes."""
+    digest = hashlib.sha256(described.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
-def _entry(weight: StoredWeight, offset: int) -> dict[str, Any]:
-    return {
-        "layer": weight.layer,
-        "format": str(weight.format),
-        "shape": list(weight.codes.codes.shape),
-        "offset": offset,
-        "block": weight.codes.block,
-        "table": weight.table,
-    }
-
-
-def load_packed(path: str | Path) -> nn.Module:
+def load_packed(path: str | Path, console: Console | None = None) -> nn.Module:
     """The network of a file, on the CPU and in evaluation mode; its weights cannot be trained.
 
+    Args:
+        path: the file.
+        console: where progress is shown; ``None``: nowhere.
+
     Raises:
-        UserError: if the file is missing, damaged or another one.
+        UserError: if the file is missing, damaged or another one, or the library of its coding is
+            missing.
     """
     path = Path(path)
+    described, tensors = _content(path)
+    config = config_of(described, path)
+    weights: dict[str, list[Tensor]] = {}
+    try:
+        for entry in _shown(described["weights"], console):
+            weights.setdefault(entry["layer"], []).append(read(entry, tensors).values())
+    except UserError:
+        raise
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: its weights cannot be read") from error
+    plan = None if described["plan"] is None else Plan.from_json(described["plan"])
+    model = build_model(
+        config.model, config.quant, described["num_classes"], tuple(described["image_shape"]),
+        load_weights=False, plan=plan,
+    ).eval()  # fmt: skip
+    own = model.state_dict()
+    model.load_state_dict({k: tensors[k] if k in tensors else own[k] for k in own})
+    for name, values in weights.items():
+        _set_weights(model.get_submodule(name), values)
+    return model
+
+
+def _content(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Description and tensors, which are as they were written."""
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -116,37 +168,21 @@ def load_packed(path: str | Path) -> nn.Module:
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     if ENTRY not in metadata:
         raise UserError(f"{path} is not a packed network: python -m dqnet.export.pack writes one")
-    described = json.loads(metadata[ENTRY])
-    if described["version"] != VERSION:
-        raise UserError(f"{path} has layout {described['version']}, this program reads {VERSION}")
-    config = config_of(described, path)
-    plan = None if described["plan"] is None else Plan.from_json(described["plan"])
-    model = build_model(
-        config.model, config.quant, described["num_classes"], tuple(described["image_shape"]),
-        load_weights=False, plan=plan,
-    ).eval()  # fmt: skip
-    weights: dict[str, list[Tensor]] = {}
-    for entry in described["weights"]:
-        weights.setdefault(entry["layer"], []).append(_read(entry, tensors).values())
-    own = model.state_dict()
-    model.load_state_dict({k: tensors[k] if k in tensors else own[k] for k in own})
-    for name, values in weights.items():
-        _set_weights(model.get_submodule(name), values)
-    return model
+    try:
+        described = json.loads(metadata[ENTRY])
+        version = described["version"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{path} is damaged: its description cannot be read") from error
+    if version not in (FIRST, VERSION):
+        raise UserError(f"{path} has layout {version}, this program reads up to {VERSION}")
+    if version != FIRST and metadata.get(HASH) != _hash(metadata[ENTRY], tensors):
+        raise UserError(f"{path} is damaged: it is not what was written")
+    return scattered(tensors) if "weights" not in described else (described, tensors)
 
 
-def _read(entry: dict[str, Any], tensors: dict[str, Tensor]) -> Codes:
-    own = Format.parse(entry["format"])
-    name = _name(entry["layer"], own)
-    count = torch.Size(entry["shape"]).numel()
-    codes = unpack_bits(tensors[f"{name}.codes"].numpy(), own.bits, count) + entry["offset"]
-    scale = tensors[f"{name}.scale"]
-    zero_point = tensors.get(f"{name}.zero_point", torch.zeros_like(scale))
-    table = None if entry["table"] is None else tensors[f"table.{entry['table']}"]
-    if isinstance(own, Minifloat):
-        table = minifloat_table(own).to(scale)
-    codes = torch.from_numpy(codes).view(entry["shape"])
-    return Codes(codes, scale, zero_point, table, entry["block"])
+def _shown(weights: list[dict[str, Any]], console: Console | None) -> Iterable[dict[str, Any]]:
+    hidden = console is None or not console.is_terminal
+    return track(weights, "reading", console=console, transient=True, disable=hidden)
 
 
 class _Unpacked(Quantizer):
@@ -167,7 +203,9 @@ def _set_weights(layer: QuantLayer, values: list[Tensor]) -> None:
 
 
 def payload_bytes(path: Path) -> int:
-    """How many bytes of a file are tensors: all but the header."""
+    """How many bytes of a file are numbers of the network: without its description."""
     with path.open("rb") as file:
-        (header,) = struct.unpack("<Q", file.read(8))
-    return path.stat().st_size - 8 - header
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    described = header.get(DESCRIPTION, {"data_offsets": (0, 0)})["data_offsets"]
+    return path.stat().st_size - 8 - length - (described[1] - described[0])

@@ -2,5 +2,6 @@
 
 from dqnet.models.mobilenetv2_cifar import MobileNetV2Cifar
 from dqnet.models.resnet_cifar import ResNetCifar
+from dqnet.models.vgg_cifar import VggCifar
 
-__all__ = ["MobileNetV2Cifar", "ResNetCifar"]
+__all__ = ["MobileNetV2Cifar", "ResNetCifar", "VggCifar"]

@@ -2,7 +2,8 @@
 
 Han, Mao and Dally 2016, *Deep Compression*, https://arxiv.org/abs/1510.00149, section 3: weight
 sharing by k-means (3.1), the initial centroids (3.2), and the centroids' gradients, which are the
-sums of their clusters' (3.3, eq. 3). Inputs have a codebook too, which the paper does not have.
+sums of their clusters' (3.3, eq. 3). Of a pruned layer only the weights that are left are clustered
+(figure 2). Inputs have a codebook too, which the paper does not have.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dqnet.errors import UserError
@@ -39,7 +42,7 @@ class Codebook(Quantizer):
 
     Attributes:
         centroids: those of k-means, one format's after the other's ``[sum of 2ᵇ]``, ascending in
-            each.
+            each but for a zero that is kept, which is the first.
     """
 
     #: a table of 2¹⁶ values would be larger than most layers
@@ -76,9 +79,12 @@ class Codebook(Quantizer):
             return
         values = torch.cat(self._seen).double().cpu().numpy()
         for own, part in zip(self.formats, self._slices, strict=True):
-            found = cluster(values, 2**own.bits, self._init, self._seed)
-            self.centroids[part] = torch.from_numpy(found).to(self.centroids)
+            self.centroids[part] = torch.from_numpy(self._found(values, own)).to(self.centroids)
         self._seen = []
+
+    def _found(self, values: np.ndarray, own: Format) -> np.ndarray:
+        """The values of a format, ``[2ᵇ]``."""
+        return cluster(values, 2**own.bits, self._init, self._seed)
 
 
 class CodebookWeight(Codebook, name="codebook", of="weight"):
@@ -87,18 +93,34 @@ class CodebookWeight(Codebook, name="codebook", of="weight"):
     What stays is the float weight itself, which says with the centroids of k-means which cluster
     each weight is in.
 
+    Args:
+        formats, options: as of :class:`Codebook`.
+        keep_zero: weights of exactly zero stay zero, as pruning made them: code 0 is theirs alone
+            and is not trained, the others have the 2ᵇ − 1 that are left. So a weight takes b bits
+            with its zeros, and where zeros are skipped their code fills gaps that are too long.
+
     Attributes:
         table: the codebooks as they are trained, of the shape of ``centroids``.
     """
 
     keeps_weight = True
 
-    def __init__(self, formats: Sequence[Format], **options: Any) -> None:
+    def __init__(
+        self, formats: Sequence[Format], *, keep_zero: bool = False, **options: Any
+    ) -> None:
         super().__init__(formats, **options)
+        self._keep_zero = keep_zero
         self.table = nn.Parameter(torch.zeros_like(self.centroids))
 
+    def codes(self, x: Tensor, k: int) -> Tensor:
+        if not self._keep_zero:
+            return super().codes(x, k)
+        others = 1 + nearest_codes(widened(x), widened(self.centroids[self._slices[k]][1:]))
+        return torch.where(x == 0, 0, others)
+
     def values(self, k: int) -> Tensor:
-        return widened(self.table[self._slices[k]])
+        table = widened(self.table[self._slices[k]])
+        return F.pad(table[1:], (1, 0)) if self._keep_zero else table
 
     def forward(self, x: Tensor, k: int) -> Tensor:
         values = self.values(k)[self.codes(x, k)].to(x.dtype)
@@ -115,6 +137,17 @@ class CodebookWeight(Codebook, name="codebook", of="weight"):
         if self._seen:
             super().finish()
             self.table.copy_(self.centroids)
+
+    def _found(self, values: np.ndarray, own: Format) -> np.ndarray:
+        if not self._keep_zero:
+            return super()._found(values, own)
+        values, count = values[values != 0], 2**own.bits - 1
+        if count > len(values):
+            raise UserError(
+                f"a codebook of {count} values beside zero is larger than what is left of the "
+                f"weight, {len(values)} values that are not zero: use fewer bits for this layer"
+            )
+        return np.insert(cluster(values, count, self._init, self._seed), 0, 0.0)
 
 
 class CodebookInput(Codebook, name="codebook", of="input"):

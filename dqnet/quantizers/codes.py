@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,11 @@ class Codes:
         table: values by code before the scale; ``None`` for evenly spaced levels.
         block: elements that share a scale: consecutive ones of the flattened tensor, the last block
             may be shorter. ``None``: scales broadcast.
+        basis: int8 ``[G, S, S]``, where the codes are those of G matrices of coefficients, each to
+            be multiplied by its own: ``[G, M, S]`` of the tensor's rows, see ``shape``. The scale
+            ``[G, 1, 1]`` is that of the basis, and there is a table.
+        shape: of the tensor, if there is a basis. Its first axis divides G; what its matrices have
+            more than ``tensor[i]`` is dropped.
     """
 
     codes: Tensor
@@ -28,14 +33,22 @@ class Codes:
     zero_point: Tensor
     table: Tensor | None = None
     block: int | None = None
+    basis: Tensor | None = None
+    shape: torch.Size | None = None
 
     def cpu(self) -> Codes:
         """The same on the CPU."""
-        parts = (self.codes, self.scale, self.zero_point, self.table)
-        return Codes(*(None if part is None else part.cpu() for part in parts), self.block)
+        parts = {name: part.cpu() for name, part in vars(self).items() if isinstance(part, Tensor)}
+        return replace(self, **parts)
 
     def values(self) -> Tensor:
-        """Δ · (code − zero point), or Δ · table[code], in the type of the scale."""
+        """Δ · (code − zero point), or Δ · table[code], in the type of the scale.
+
+        With a basis, Δ · table[code] · basis in that of the table.
+        """
+        if self.basis is not None:
+            products = self.table[self.codes.long()] @ self.basis.to(self.table)
+            return rows_restored(products * self.scale.to(self.table), self.shape)
         scale = self.scale
         if self.block is not None:
             each = scale.repeat_interleave(self.block)[: self.codes.numel()]
@@ -43,6 +56,12 @@ class Codes:
         if self.table is not None:
             return self.table[self.codes.long()].to(scale.dtype) * scale
         return (self.codes.to(scale.dtype) - self.zero_point) * scale
+
+
+def rows_restored(matrices: Tensor, shape: torch.Size) -> Tensor:
+    """``[G, M, S]`` as a tensor of a shape, whose first axis divides G."""
+    rows = matrices.reshape(shape[0], -1)[:, : shape[1:].numel()]
+    return rows.reshape(shape)
 
 
 def evenly_spaced(quantized: Tensor, low: Tensor, scale: Tensor, levels: int) -> Codes:

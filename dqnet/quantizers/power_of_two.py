@@ -28,19 +28,17 @@ class PowerOfTwo(ScaledWeight, name="power_of_two", of="weight"):
 
     def scale(self, largest: Tensor, k: int) -> Tensor:
         """2ⁿ with n = ⌊log₂(4/3 · largest)⌋, to which ¾ · 2ⁿ is the least that is rounded."""
-        return _nearest_power(torch.where(largest > torch.finfo(largest.dtype).tiny, largest, 1))
+        return nearest_power(torch.where(largest > torch.finfo(largest.dtype).tiny, largest, 1))
 
     def rounded(self, rows: Tensor, k: int) -> Tensor:
         least = self._least(k)
         magnitude = rows.abs()
-        power = _nearest_power(magnitude.clamp(least, 1))
+        power = nearest_power(magnitude.clamp(least, 1))
         power = torch.where(magnitude >= least / 2, power.copysign(rows), 0)
         return torch.where(rows.isnan(), rows, power)
 
     def table(self, k: int) -> Tensor:
-        count = 2 ** (self.formats[k].bits - 1) - 1
-        powers = [2.0**-n for n in range(count)]
-        return torch.tensor([*(-p for p in powers), 0.0, *powers[::-1]], dtype=torch.float64)
+        return powers_of_two(self.formats[k].bits)
 
     def codes(self, values: Tensor, k: int) -> Tensor:
         return nearest_codes(values, self.table(k).to(values))
@@ -49,8 +47,18 @@ class PowerOfTwo(ScaledWeight, name="power_of_two", of="weight"):
         return 2.0 ** (2 - 2 ** (self.formats[k].bits - 1))
 
 
-def _nearest_power(x: Tensor) -> Tensor:
-    """The nearest power of two to positive numbers, the larger of two."""
-    mantissa, _ = torch.frexp(x)  # x = mantissa · 2ᵉ, 0.5 ≤ mantissa < 1
-    power = x / mantissa.mul(2)  # exact
-    return torch.where(mantissa < 0.75, power, 2 * power)
+def powers_of_two(bits: int) -> Tensor:
+    """0 and ±2⁻ⁿ, n from 0 to 2ᵇ⁻¹ − 2, ascending, float64 ``[2ᵇ − 1]``."""
+    powers = [2.0**-n for n in range(2 ** (bits - 1) - 1)]
+    return torch.tensor([*(-p for p in powers), 0.0, *powers[::-1]], dtype=torch.float64)
+
+
+def nearest_power(x: Tensor) -> Tensor:
+    """The nearest power of two to positive normal numbers, the larger of two; float32 or float64.
+
+    Numbers from one power of two to the next differ in their mantissa alone. Half a mantissa more
+    carries into the exponent from the middle of the two on.
+    """
+    whole, mantissa = (torch.int32, 23) if x.dtype == torch.float32 else (torch.int64, 52)
+    bits = x.contiguous().view(whole).add(1 << (mantissa - 1))
+    return bits.bitwise_and_(-1 << mantissa).view(x.dtype)

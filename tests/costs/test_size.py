@@ -64,6 +64,7 @@ def test_a_float_network_has_four_bytes_for_each_number():
         ("nf4", 4, {}, 4 * (18 + 9) + 4 * 16),  # one table for both
         ("power_of_two", 3, {}, 2 * 4 + 4 * 7),
         ("codebook", 4, {}, 2 * 4 + 2 * 4 * 16),  # one table for each
+        ("smart_deal", 4, {}, (16 + 4) * (2 + 9) + 4 * 15),  # a basis for each filter
     ],
 )  # fmt: skip
 def test_codes_are_stored_at_their_bits(quantizer, width, options, more):

@@ -32,6 +32,7 @@ METHODS = {
     "nf4": ["quant=nf4", "quant.widths=[w3a8,w4a8]"],
     "power_of_two": ["quant=power_of_two"],
     "codebook": ["quant=codebook", "quant.widths=[2,4]"],
+    "smart_deal": ["quant=smart_deal", "quant.weight.options.sparsity=0.3"],
 }  # fmt: skip
 
 
@@ -61,8 +62,8 @@ def test_what_is_read_back_answers_the_same_and_is_as_large_as_the_summary_says(
 def test_the_comparison_can_fail(untrained, tmp_path, monkeypatch):
     done = untrained("affine")
 
-    def damaged(path):
-        model = load_packed(path)
+    def damaged(path, console):
+        model = load_packed(path, console)
         with torch.no_grad():
             model.backbone.linear.bias[0] += 1e-3
         return model
@@ -105,6 +106,73 @@ def test_the_command_says_that_the_logits_are_the_same(untrained, capsys):
 def test_a_trained_network_is_packed_with_its_average(run, tmp_path):
     done = run("quant=lsq", "quant.widths=[2,4]", "trainer.ema=0.9")
     assert pack(str(done.folder), tmp_path / "small.safetensors").same
+
+
+@pytest.mark.parametrize(("name", "coding"), [("dorefa", "range"), ("affine", "huffman")])
+def test_a_coded_file_answers_the_same_and_is_smaller(name, coding, untrained, tmp_path, capsys):
+    pytest.importorskip("constriction")
+    done = untrained(name)
+    path = tmp_path / "small.safetensors"
+    main([str(done.folder), str(path), "--coding", coding])
+    printed = capsys.readouterr().out
+    assert "same logits on 60 images: yes" in printed
+    assert payload_bytes(path) < done.summary["weight_bytes"]
+    with safe_open(path, "np") as file:
+        assert set(file.keys()) == {"content", "description"}
+        assert payload_bytes(path) == file.get_tensor("content").nbytes
+    assert path.stat().st_size < payload_bytes(path) + 8000
+    rows = {line.split()[1]: line.split()[3] for line in printed.splitlines() if "│" in line}
+    state = done.checkpoint("best.pt")["model"]
+    floats = 4 * sum(
+        value.numel()
+        for key, value in state.items()
+        if key.startswith("backbone.") and "_quantizer" not in key and "affine" not in key
+        and not key.endswith("num_batches_tracked")
+    )  # fmt: skip
+    assert rows["float"] == f"{floats:,}" and rows["file"] == f"{path.stat().st_size:,}"
+
+
+@pytest.mark.parametrize("coding", ["none", "sparse"])
+def test_damage_anywhere_is_one_line(coding, untrained, tmp_path):
+    whole, path = tmp_path / "whole.safetensors", tmp_path / "damaged.safetensors"
+    pack(str(untrained("nf4").folder), whole, coding=coding)
+    content = whole.read_bytes()
+    places = [4, 9, 30, 60, 200, 2000, 9000, len(content) // 2, len(content) - 1]
+    damaged = [content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :] for i in places]
+    damaged += [content[:i] for i in (0, 7, 100, len(content) // 2, len(content) - 1)]
+    damaged += [content + b"0", b"0" + content]
+    for bad in damaged:
+        path.write_bytes(bad)
+        with pytest.raises(UserError, match=r"damaged|cannot be read|not a packed") as raised:
+            load_packed(path)
+        assert "\n" not in str(raised.value)
+
+
+def test_a_file_of_the_first_layout_is_read(untrained, tmp_path):
+    path, old = tmp_path / "small.safetensors", tmp_path / "old.safetensors"
+    pack(str(untrained("affine").folder), path)
+    with safe_open(path, "pt") as file:
+        described = json.loads(file.metadata()["dqnet"]) | {"version": 1}
+    save_file(load_file(path), old, metadata={"dqnet": json.dumps(described)})
+    x = torch.rand(2, 1, 8, 8)
+    assert torch.equal(load_packed(old)(x).logits, load_packed(path)(x).logits)
+
+
+def test_a_later_layout_is_refused(untrained, tmp_path):
+    path, new = tmp_path / "small.safetensors", tmp_path / "new.safetensors"
+    pack(str(untrained("affine").folder), path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    described = json.loads(metadata["dqnet"]) | {"version": 9}
+    save_file(load_file(path), new, metadata=metadata | {"dqnet": json.dumps(described)})
+    with pytest.raises(UserError, match="has layout 9, this program reads up to 2"):
+        load_packed(new)
+
+
+def test_an_unknown_coding_is_one_line(tmp_path):
+    with pytest.raises(SystemExit, match="error: unknown coding 'zip'; valid: auto, huf") as raised:
+        main([str(tmp_path), "--coding", "zip"])
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

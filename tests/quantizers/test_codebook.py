@@ -142,6 +142,61 @@ def test_inputs_have_the_codebook_of_the_calibration():
     assert torch.equal(quantizer.encode(new.detach(), 1).values(), y.detach())
 
 
+def pruned(weight, share):
+    """The smallest weights made zero."""
+    return weight * (weight.abs() > weight.abs().quantile(share))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_weights_that_are_zero_stay_zero_and_the_others_are_clustered(bits):
+    weight = pruned(weights(8, 4, 3, 3), 0.7)
+    left = weight[weight != 0].double().numpy()
+    start = first_centroids(left, 2**bits - 1, "linear")[:, None]
+    model = KMeans(2**bits - 1, init=start, n_init=1).fit(left[:, None])
+    expected = weight.double().clone()
+    expected[weight != 0] = torch.from_numpy(model.cluster_centers_[model.labels_, 0])
+    quantizer = prepared(CodebookWeight, weight, bits, keep_zero=True)
+    y = quantizer(weight, 0).detach()
+    np.testing.assert_allclose(y, expected, rtol=1e-5)
+    assert torch.equal(y == 0, weight == 0)
+    codes = quantizer.encode(weight, 0)
+    assert torch.equal(codes.values(), y)
+    assert torch.equal(codes.codes == 0, weight == 0)
+    assert codes.codes.max() == 2**bits - 1
+
+
+def test_a_small_weight_that_was_not_pruned_is_not_zero():
+    weight = torch.tensor([0.0, 1e-3, 0.5, 0.6, -0.5, -0.6])
+    quantizer = prepared(CodebookWeight, weight, 2, keep_zero=True)
+    assert torch.equal(quantizer.encode(weight, 0).codes == 0, weight == 0)
+
+
+def test_a_weight_without_zeros_may_keep_them():
+    weight = weights(200)
+    quantizer = prepared(CodebookWeight, weight, 3, keep_zero=True)
+    assert quantizer.encode(weight, 0).codes.unique().tolist() == list(range(1, 8))
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
+def test_zero_is_not_trained_and_the_others_have_summed_gradients(optimizer):
+    weight, upstream = pruned(weights(6, 5, 3, 3), 0.8), weights(6, 5, 3, 3, seed=1)
+    quantizer = prepared(CodebookWeight, weight, 2, keep_zero=True)
+    quantizer(weight, 0).backward(upstream)
+    codes = quantizer.encode(weight, 0).codes
+    expected = [0.0, *(upstream[codes == c].sum().item() for c in range(1, 4))]
+    torch.testing.assert_close(quantizer.table.grad, torch.tensor(expected))
+    steps = getattr(torch.optim, optimizer)(quantizer.parameters(), lr=0.1, weight_decay=0.1)
+    before = quantizer.table.detach().clone()
+    for _ in range(3):
+        steps.zero_grad()
+        quantizer(weight, 0).backward(upstream)
+        steps.step()
+    assert (quantizer.table != before).tolist() == [False, True, True, True]
+    y = quantizer(weight, 0).detach()
+    assert torch.equal(y == 0, weight == 0)
+    assert torch.equal(quantizer.encode(weight, 0).values(), y)
+
+
 def test_a_calibration_clusters_a_network():
     net = torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.ReLU(),
@@ -177,6 +232,14 @@ def test_a_layer_that_is_smaller_than_its_codebook_is_named():
         (
             lambda: prepared(CodebookWeight, weights(4, 10), 6),
             "a codebook of 64 values is larger than the tensor, which has 40: use fewer bits",
+        ),
+        (
+            lambda: prepared(CodebookWeight, weights(90).relu().round(), 6, keep_zero=True),
+            "of 63 values beside zero is larger than what is left of the weight, [0-9]+ values",
+        ),
+        (
+            lambda: prepared(CodebookWeight, torch.zeros(90), 2, keep_zero=True),
+            "a codebook of 3 values beside zero is larger than what is left of the weight, 0 val",
         ),
         (
             lambda: prepared(CodebookWeight, torch.tensor([1.0, torch.nan, 2.0]), 1),

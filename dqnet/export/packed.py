@@ -125,13 +125,13 @@ def load_packed(path: str | Path) -> nn.Module:
         config.model, config.quant, described["num_classes"], tuple(described["image_shape"]),
         load_weights=False, plan=plan,
     ).eval()  # fmt: skip
-    weights: dict[str, list[Tensor]] = {}
+    weights: dict[str, list[Codes]] = {}
     for entry in described["weights"]:
-        weights.setdefault(entry["layer"], []).append(_read(entry, tensors).values())
+        weights.setdefault(entry["layer"], []).append(_read(entry, tensors))
     own = model.state_dict()
     model.load_state_dict({k: tensors[k] if k in tensors else own[k] for k in own})
-    for name, values in weights.items():
-        _set_weights(model.get_submodule(name), values)
+    for name, codes in weights.items():
+        _set_weights(model.get_submodule(name), codes)
     return model
 
 
@@ -152,18 +152,22 @@ def _read(entry: dict[str, Any], tensors: dict[str, Tensor]) -> Codes:
 class _Unpacked(Quantizer):
     """Weights that were quantized when they were packed, whatever the float weight is."""
 
-    def __init__(self, values: list[Tensor]) -> None:
+    def __init__(self, codes: list[Codes], dtype: torch.dtype) -> None:
         super().__init__((), signed=True)
-        for k, value in enumerate(values):
-            self.register_buffer(f"values_{k}", value)
+        self._codes = codes
+        for k, own in enumerate(codes):
+            self.register_buffer(f"values_{k}", own.values().to(dtype))
 
     def all_formats(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(value for name, value in self.named_buffers() if name.startswith("values_"))
 
+    def encode(self, x: Tensor, k: int) -> Codes:
+        return self._codes[k].to(x.device)
 
-def _set_weights(layer: QuantLayer, values: list[Tensor]) -> None:
-    layer.weight_quantizer = _Unpacked([value.to(layer.weight.dtype) for value in values])
-    layer.weight.requires_grad_(False).copy_(values[-1])
+
+def _set_weights(layer: QuantLayer, codes: list[Codes]) -> None:
+    layer.weight_quantizer = _Unpacked(codes, layer.weight.dtype)
+    layer.weight.requires_grad_(False).copy_(codes[-1].values())
 
 
 def payload_bytes(path: Path) -> int:

@@ -7,7 +7,7 @@ Tap-Wise Quantization for Efficient Inference on 4x4 Tiles*, https://arxiv.org/a
 
 with whole x and w, the codes of the layer's quantizers, and S of powers of two, one for each tap of
 the transformed tile. Taps differ in how large their numbers are: of independent weights those of
-G w Gᵀ, m = 4, by a factor of up to 27. One scale for all of them leaves few codes to the small ones.
+G w Gᵀ, m = 4, by a factor of up to 27, so that one scale for all of them leaves few codes to some.
 Everything but the division by 576 in G w Gᵀ, which happens once for all images, is an addition, a
 shift or a product of small integers.
 """

@@ -31,8 +31,12 @@ class Codes:
 
     def cpu(self) -> Codes:
         """The same on the CPU."""
+        return self.to(torch.device("cpu"))
+
+    def to(self, device: torch.device) -> Codes:
+        """The same on a device."""
         parts = (self.codes, self.scale, self.zero_point, self.table)
-        return Codes(*(None if part is None else part.cpu() for part in parts), self.block)
+        return Codes(*(None if part is None else part.to(device) for part in parts), self.block)
 
     def values(self) -> Tensor:
         """Δ · (code − zero point), or Δ · table[code], in the type of the scale."""

@@ -163,6 +163,10 @@ def plan_of_trace(
     return Plan(ordered, trace.image_shape)
 
 
+#: why a layer of a dynamic network is no Winograd convolution
+ROUTED = "routed among several precisions; give it one (quant.widths=[8])"
+
+
 def with_winograd(plan: Plan, model: nn.Module, trace: Trace, how: Winograd | None) -> Plan:
     """The plan with its Winograd convolutions, and how often each of them multiplies.
 
@@ -187,11 +191,8 @@ def with_winograd(plan: Plan, model: nn.Module, trace: Trace, how: Winograd | No
         reason = _why_not(layer, module)
         if reason is None:
             layer = winograd_layer(layer, layer.winograd or how, module, trace.layers[layer.name])
-        elif wanted or layer.role == "routed":
-            raise UserError(
-                f"layer {layer.name!r} cannot be a Winograd convolution: {reason}"
-                + ("; give it one precision" if layer.role == "routed" else "")
-            )
+        elif wanted or reason == ROUTED:
+            raise UserError(f"layer {layer.name!r} cannot be a Winograd convolution: {reason}")
         else:
             direct[layer.name] = reason
         layers.append(layer)
@@ -208,10 +209,8 @@ def with_winograd(plan: Plan, model: nn.Module, trace: Trace, how: Winograd | No
 
 def _why_not(layer: LayerPlan, module: nn.Module | None) -> str | None:
     if not isinstance(module, nn.Conv2d):
-        return "it is no convolution"
-    return why_direct(module) or {FULL: "it is in full precision", "routed": "it is routed"}.get(
-        layer.role
-    )
+        return "not a convolution"
+    return why_direct(module) or {FULL: "full precision", "routed": ROUTED}.get(layer.role)
 
 
 def winograd_layer(

@@ -199,12 +199,11 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
         weight, weight_step = self._weight_codes(scale)
         step = self._step()
         codes = self._with_margins(_whole(self.quantized_input(x), step))
-        exact = codes.dtype if self.training else torch.float64
         with torch.autocast(device, enabled=False):
-            y = self.winograd(codes.to(exact), weight.to(exact))
-        y = y * (step.to(exact) * weight_step.to(exact)).view(-1, 1, 1)
+            y = self.winograd(codes, weight, exact=not self.training)
+        y = y * (step.to(y.dtype) * weight_step.to(y.dtype)).view(-1, 1, 1)
         if self.bias is not None:
-            y = y + self.bias.to(exact).view(-1, 1, 1)
+            y = y + self.bias.view(-1, 1, 1)
         return y.to(dtype)
 
 

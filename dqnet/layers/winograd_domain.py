@@ -62,20 +62,26 @@ class WinogradDomain(nn.Module):
         self.input_quantizer.observed_in(step)
         self.input_quantizer.complete()
 
-    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The convolution of codes, exact in float64 up to the rounding of transformed codes.
+    def forward(self, x: Tensor, weight: Tensor, exact: bool) -> Tensor:
+        """The convolution of codes.
 
         Args:
-            x: codes ``[N, C, H, W]``, margins included, whole numbers of floating point.
-            weight: codes ``[O, C, 3, 3]``, likewise.
+            x: whole numbers ``[N, C, H, W]``, margins included, of at most 16 bits.
+            weight: whole numbers ``[O, C, 3, 3]``, likewise.
+            exact: whether every sum is to be exact, as of integers; transformed codes always are.
 
         Returns:
-            ``[N, O, H − 2, W − 2]``, in units of the product of both steps.
+            ``[N, O, H − 2, W − 2]`` in units of the product of both steps; float64 if exact.
         """
         tile = self.how.tile
         inputs = self.input_quantizer(transform_input(x, tile))
         weights = self.weight_quantizer(transform_weight(weight, tile))
-        return transform_output(inputs @ weights, tile, len(x), x.shape[2] - 2, x.shape[3] - 2)
+        largest_sum = 4 ** (self.how.bits - 1) * x.shape[1]
+        if exact and largest_sum > 1 / torch.finfo(x.dtype).eps:
+            inputs, weights = inputs.double(), weights.double()
+        products = inputs @ weights
+        products = products.double() if exact else products
+        return transform_output(products, tile, len(x), x.shape[2] - 2, x.shape[3] - 2)
 
     def extra_repr(self) -> str:
         return f"{self.how}, bits={self.how.bits}, scales={self.how.scales!r}"

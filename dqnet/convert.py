@@ -115,6 +115,8 @@ def quantize(
             "none for gradients as they are"
         )
     check_residual(residual)
+    if not isinstance(winograd, Winograd | None):
+        raise UserError(f"winograd {winograd!r} is not a dqnet.layers.Winograd, e.g. Winograd(4)")
     trace, split, plan = make_plan(model, sample_input, rules, plan, shared_until, controller)
     plan = with_winograd(plan, model, trace, winograd)
 

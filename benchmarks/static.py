@@ -22,6 +22,7 @@ from torch import nn
 import dqnet
 from benchmarks.dynamic import SMALL, batch, training_step
 from benchmarks.measure import Report, interleaved
+from dqnet.layers import Winograd
 from dqnet.runtime.devices import keep_freed_memory
 from dqnet.standard_output import take_every_character
 
@@ -33,11 +34,17 @@ METHODS: dict[str, dict[str, Any]] = {
     "affine, 8 bits, norms folded": {
         "widths": (8,), "quantizer": "affine", "fold_batch_norm": "corrected",
     },
+    "affine, 8 bits, Winograd F(2x2, 3x3)": {
+        "widths": (8,), "quantizer": "affine", "winograd": Winograd(2),
+    },
+    "affine, 8 bits, Winograd F(4x4, 3x3)": {
+        "widths": (8,), "quantizer": "affine", "winograd": Winograd(4),
+    },
     "fixed_point, 8 bits": {"widths": (8,), "quantizer": "fixed_point"},
     "minifloat, e4m3": {"widths": ("we4m3ae4m3",), "quantizer": "minifloat"},
     "qnn, 2 bits": {"widths": (2,), "quantizer": "qnn"},
 }  # fmt: skip
-#: of the affine methods
+#: of the affine methods, multiplied directly: a Winograd convolution is simulated, not fast
 GOAL = 1.25
 
 
@@ -67,7 +74,7 @@ def run(names: list[str], repetitions: int, device: torch.device) -> Report:
     report = Report()
     what = f"ResNet-20 training step, {count} images"
     report.timings(what, t)
-    for name in (name for name in names if name.startswith("affine")):
+    for name in (name for name in names if name.startswith("affine") and "Winograd" not in name):
         report.ratio(f"{what}: {name} / float", t[name].median / t["float"].median, GOAL)
     return report
 

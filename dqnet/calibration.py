@@ -62,11 +62,10 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> int:
     for cls in {type(quantizer) for quantizer in quantizers}:
         cls.pool([quantizer for quantizer in quantizers if type(quantizer) is cls])
     for name, layer in named.items():
-        for quantizer in (layer.weight_quantizer, layer.input_quantizer):
-            try:
-                quantizer.complete()
-            except UserError as error:
-                raise UserError(f"layer {name!r}: {error}") from error
+        try:
+            layer.complete()
+        except UserError as error:
+            raise UserError(f"layer {name!r}: {error}") from error
     for value in between:
         value.output_quantizer.complete()
     return images

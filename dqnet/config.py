@@ -96,6 +96,16 @@ class PostTrainingConfig:
 
 
 @dataclass
+class WinogradConfig:
+    """How 3 x 3 convolutions multiply: the fields of :class:`dqnet.layers.winograd.Winograd`."""
+
+    tile: int | None = None  # outputs of a tile's side, 2 or 4; None: multiplied directly
+    scales: str = "tap"  # or layer
+    bits: int = 8  # of transformed weights and inputs
+    learned: bool = True
+
+
+@dataclass
 class QuantConfig:
     """How the model is converted; the arguments of :func:`dqnet.quantize`.
 
@@ -124,6 +134,7 @@ class QuantConfig:
     # Of the gradient to each quantized layer's output; None: as it is. Older checkpoints lack it.
     gradient_bits: int | None = None
     residual: int | None = None  # bits between layers; None: float32. Older checkpoints lack it.
+    winograd: WinogradConfig = field(default_factory=WinogradConfig)
     controller: ControllerConfig = field(default_factory=ControllerConfig)
 
 

@@ -17,13 +17,22 @@ from dqnet.graph import operations
 from dqnet.layers import QuantConv2d, QuantLayer, QuantLinear
 from dqnet.layers.following_norm import FORMS, FollowingNorm
 from dqnet.layers.quant_layer import Quantization
+from dqnet.layers.winograd import Winograd
 from dqnet.module_swap import swap_modules
 from dqnet.network import QuantizedModel
 from dqnet.norm_pairs import norm_pairs
 from dqnet.plan import Plan
 from dqnet.quantizers import Method, Options, find_quantizers
 from dqnet.residual import ValueQuantizer, check_residual, places
-from dqnet.rules import DEFAULT_STATIC, QUANTIZABLE, Rule, Rules, before_split, plan_by_rules
+from dqnet.rules import (
+    DEFAULT_STATIC,
+    QUANTIZABLE,
+    Rule,
+    Rules,
+    before_split,
+    plan_by_rules,
+    with_winograd,
+)
 from dqnet.split import split_point
 from dqnet.trace import Trace, trace_model, warn_uncounted
 
@@ -50,6 +59,7 @@ def quantize(
     fold_batch_norm: str | bool = False,
     gradient_bits: int | None = None,
     residual: int | None = None,
+    winograd: Winograd | None = None,
 ) -> QuantizedModel:
     """Converts a plain CNN; with one width the result is static, with several it is dynamic.
 
@@ -83,6 +93,9 @@ def quantize(
             training, 1 to 16 bits (see :mod:`dqnet.layers.gradient_bits`); ``None``: it is not.
         residual: bits, 2 to 8, of what is added, pooled or concatenated between layers, which an
             integer network holds as codes (see :mod:`dqnet.residual`); ``None``: float32.
+        winograd: quantized 3 x 3 convolutions of stride 1 become Winograd convolutions (see
+            :mod:`dqnet.layers.winograd_domain`), of a static network; ``None``: as the plan says,
+            if one is given.
 
     Raises:
         UserError: for an unknown name, a bad width, a pattern that matches nothing, a split point
@@ -102,7 +115,10 @@ def quantize(
             "none for gradients as they are"
         )
     check_residual(residual)
+    if not isinstance(winograd, Winograd | None):
+        raise UserError(f"winograd {winograd!r} is not a dqnet.layers.Winograd, e.g. Winograd(4)")
     trace, split, plan = make_plan(model, sample_input, rules, plan, shared_until, controller)
+    plan = with_winograd(plan, model, trace, winograd)
 
     norms = _norms_to_fold(model, sample_input, plan, quantizer, fold_batch_norm)
 
@@ -123,6 +139,9 @@ def quantize(
         for layer in plan.layers
         if layer.role != "full"
     }
+    for layer in plan.layers:
+        if layer.winograd is not None:
+            swaps[model.get_submodule(layer.name)].use_winograd(layer.winograd)
     for layer, norm in norms.items():
         swaps[layer].following = FollowingNorm(norm, fold_batch_norm)
     head = None

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from dqnet.errors import UserError, unknown_name
-from dqnet.formats import Precision, as_written, parse_precisions
+from dqnet.formats import Format, Precision, as_written, parse_precisions
+from dqnet.layers.winograd import Winograd
 
 ROLES = ("full", "static", "routed")
 FULL = "full"
 #: how large a layer is
 _COUNTS = ("macs", "weights", "inputs", "outputs")
-#: of these, those that do not depend on the images
+#: and if it is a Winograd convolution
+_COUNTS_OF_WINOGRAD = ("multiplications", "additions")
+#: of the former, those that do not depend on the images
 _OF_MODEL = ("weights",)
 
 
@@ -48,6 +51,10 @@ class LayerPlan:
         inputs, outputs: elements for one image.
         pinned: whether its precision is its own, whatever ``target_bits`` says: of "the static
             b-bit network" that a target is the cost of, it is not at b bits either.
+        winograd: how it multiplies if it is a Winograd convolution; ``None``: directly, ``macs``
+            times. Its precision is then of what is transformed.
+        multiplications, additions: of a Winograd convolution for one image: products of taps, and
+            additions of the transforms of inputs and outputs; conversion counts them.
     """
 
     name: str
@@ -58,11 +65,21 @@ class LayerPlan:
     inputs: int = 0
     outputs: int = 0
     pinned: bool = False
+    winograd: Winograd | None = None
+    multiplications: int = 0
+    additions: int = 0
 
     @property
     def widths(self) -> tuple[int | str, ...]:
         """The precisions as a user writes them."""
         return as_written(self.precisions)
+
+    def products(self, precision: Precision) -> tuple[int, Precision]:
+        """How many products there are for one image at a precision, and of which two formats."""
+        if self.winograd is None:
+            return self.macs, precision
+        own = Format(self.winograd.bits)
+        return self.multiplications, Precision(own, own)
 
     def to_json(self) -> dict[str, Any]:
         """As a line of ``plan.json``."""
@@ -70,7 +87,11 @@ class LayerPlan:
         if self.precisions:
             line["precisions"] = list(self.widths)
         line |= {key: getattr(self, key) for key in _COUNTS}
-        return line | ({"pinned": True} if self.pinned else {})
+        line |= {"pinned": True} if self.pinned else {}
+        if self.winograd is not None:
+            line["winograd"] = self.winograd.to_json()
+            line |= {key: getattr(self, key) for key in _COUNTS_OF_WINOGRAD}
+        return line
 
     @classmethod
     def from_json(cls, line: Any) -> LayerPlan:
@@ -82,18 +103,22 @@ class LayerPlan:
         if not isinstance(line, dict) or not isinstance(line.get("name"), str):
             raise UserError(f"a plan's layer has no name: {json.dumps(line)[:80]}")
         name, role = line["name"], line.get("role")
-        valid = ("name", "role", "precisions", "pinned", *_COUNTS)
+        valid = ("name", "role", "precisions", "pinned", "winograd", *_COUNTS, *_COUNTS_OF_WINOGRAD)
         for key in line:
             if key not in valid:
                 raise unknown_name(f"key of layer {name!r} in a plan", key, valid)
         if role not in ROLES:
             raise unknown_name(f"role of layer {name!r}", str(role), ROLES)
-        for key in _COUNTS:
-            if type(line.get(key)) is not int or line[key] < 0:
-                raise UserError(f"layer {name!r} has {key} {line.get(key)!r}; it is a count")
+        counts = {key: line.get(key) for key in _COUNTS}
+        counts |= {key: line.get(key, 0) for key in _COUNTS_OF_WINOGRAD}
+        for key, count in counts.items():
+            if type(count) is not int or count < 0:
+                raise UserError(f"layer {name!r} has {key} {count!r}; it is a count")
         try:
             given = line.get("precisions", [])
             precisions = parse_precisions(given) if role != FULL or given else ()
+            how = line.get("winograd")
+            how = None if how is None else Winograd.from_json(how)
         except UserError as error:
             raise UserError(f"layer {name!r} of the plan: {error}") from error
         right = {FULL: len(precisions) == 0, "static": len(precisions) == 1}
@@ -102,8 +127,8 @@ class LayerPlan:
             raise UserError(
                 f"layer {name!r} is {role} with {len(precisions)} precisions; that role has {needs}"
             )
-        counts = {key: line[key] for key in _COUNTS}
-        return cls(name, role, precisions, pinned=line.get("pinned") is True, **counts)
+        pinned = line.get("pinned") is True
+        return cls(name, role, precisions, pinned=pinned, winograd=how, **counts)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from dqnet.errors import UserError, unknown_name
 from dqnet.formats import Precision, parse_precisions
+from dqnet.layers.winograd import Winograd, why_direct
 from dqnet.plan import FULL, LayerPlan, Plan
 from dqnet.trace import LayerTrace, Trace
 
@@ -159,6 +161,69 @@ def plan_of_trace(
         made.append((product.order, LayerPlan(name or "network", FULL, macs=product.macs)))
     ordered = tuple(layer for _, layer in sorted(made, key=lambda pair: pair[0]))
     return Plan(ordered, trace.image_shape)
+
+
+#: why a layer of a dynamic network is no Winograd convolution
+ROUTED = "routed among several precisions; give it one (quant.widths=[8])"
+
+
+def with_winograd(plan: Plan, model: nn.Module, trace: Trace, how: Winograd | None) -> Plan:
+    """The plan with its Winograd convolutions, and how often each of them multiplies.
+
+    Warns, in one line, of quantized convolutions that cannot be one.
+
+    Args:
+        plan: of the model; a layer that is a Winograd convolution in it stays one.
+        model: the model, or what became of it.
+        trace: a pass through it.
+        how: what every other quantized convolution becomes that can; ``None``: none does.
+
+    Raises:
+        UserError: if none can, one is routed, or the plan says so of a layer that cannot.
+    """
+    layers, direct = [], {}
+    for layer in plan.layers:
+        module = model.get_submodule(layer.name) if layer.name in trace.layers else None
+        wanted = layer.winograd is not None
+        if not wanted and (how is None or layer.role == FULL or not isinstance(module, nn.Conv2d)):
+            layers.append(layer)
+            continue
+        reason = _why_not(layer, module)
+        if reason is None:
+            layer = winograd_layer(layer, layer.winograd or how, module, trace.layers[layer.name])
+        elif wanted or reason == ROUTED:
+            raise UserError(f"layer {layer.name!r} cannot be a Winograd convolution: {reason}")
+        else:
+            direct[layer.name] = reason
+        layers.append(layer)
+    if how is not None and not any(layer.winograd for layer in layers):
+        raise UserError(
+            "winograd: no quantized layer is a 3 x 3 convolution of stride 1 without dilation and "
+            "groups, so that all are multiplied directly; leave it out (quant.winograd.tile=null)"
+        )
+    if direct:
+        named = ", ".join(f"{name} ({reason})" for name, reason in direct.items())
+        warnings.warn(f"winograd: multiplied directly as before: {named}", stacklevel=4)
+    return replace(plan, layers=tuple(layers))
+
+
+def _why_not(layer: LayerPlan, module: nn.Module | None) -> str | None:
+    if not isinstance(module, nn.Conv2d):
+        return "not a convolution"
+    return why_direct(module) or {FULL: "full precision", "routed": ROUTED}.get(layer.role)
+
+
+def winograd_layer(
+    layer: LayerPlan, how: Winograd, conv: nn.Conv2d, trace: LayerTrace
+) -> LayerPlan:
+    """The layer as a Winograd convolution, with its counts."""
+    tiles = sum(how.tiles(*size) for size in trace.sizes)
+    return replace(
+        layer,
+        winograd=how,
+        multiplications=tiles * how.taps * conv.in_channels * conv.out_channels,
+        additions=tiles * how.additions(conv.in_channels, conv.out_channels),
+    )
 
 
 def matches(name: str, patterns: Sequence[str]) -> bool:

@@ -18,7 +18,7 @@ from dqnet.errors import UserError
 from dqnet.formats import Precision
 from dqnet.layers import QuantLayer
 from dqnet.plan import LayerPlan, Plan
-from dqnet.rules import plan_of_trace
+from dqnet.rules import plan_of_trace, winograd_layer
 from dqnet.state_dicts import COMPILED
 from dqnet.trace import LAYERS, trace_model, warn_uncounted
 
@@ -93,7 +93,15 @@ def plan_of_changed(network: nn.Module, before: Structure, image_shape: tuple[in
         old = before.layers.get(module)
         return module.precisions, old is not None and old.pinned
 
+    def multiplied(layer: LayerPlan) -> LayerPlan:
+        module = network.get_submodule(layer.name)
+        domain = getattr(module, "winograd", None)
+        if domain is None:
+            return layer
+        return winograd_layer(layer, domain.how, module, trace.layers[layer.name])
+
     plan = plan_of_trace(trace, runs_at)
+    plan = replace(plan, layers=tuple(map(multiplied, plan.layers)))
     _check_routed([network.get_submodule(layer.name) for layer in plan.routed], before)
     _check_known(network, plan, before.layers.values())
     _check_norms(network)

@@ -41,6 +41,7 @@ class LayerTrace:
         signed: whether its input was ever negative.
         reads_images: whether its first input was the model's own.
         by_image: whether the first axis of every input was that of the images.
+        sizes: of a convolution's outputs, ``(height, width)`` for each call.
     """
 
     name: str
@@ -52,6 +53,7 @@ class LayerTrace:
     signed: bool = False
     reads_images: bool = False
     by_image: bool = True
+    sizes: list[tuple[int, ...]] = field(default_factory=list)
 
     @property
     def one_vector(self) -> bool:
@@ -189,6 +191,8 @@ def _count(layer: LayerTrace, module: nn.Module, x: Tensor, output: Tensor, imag
     layer.macs += elements.numel() * module.weight[0].numel() // shares
     layer.inputs += x.numel() // shares
     layer.outputs += output.numel() // shares
+    if isinstance(module, nn.Conv2d):
+        layer.sizes.append(tuple(output.shape[-2:]))
 
 
 class _MatrixProducts(TorchDispatchMode):

@@ -644,6 +644,7 @@ def test_a_sample_that_the_model_does_not_take_is_refused(sample, message):
         ({"choice_gradient": None}, "unknown choice_gradient None"),
         ({"gradient_bits": 0}, "gradient_bits 0 must be an integer from 1 to 16, or none"),
         ({"gradient_bits": 2.5}, r"gradient_bits 2\.5 must be an integer"),
+        ({"winograd": 4}, r"winograd 4 is not a dqnet.layers.Winograd, e.g. Winograd\(4\)"),
         ({"widths": (3,), "static_width": 5}, r"static_width 5 does nothing with widths \(3,\)"),
     ],
 )

@@ -16,6 +16,9 @@ from dqnet.plan import LayerPlan
 class BitFlops:
     """A layer in full precision counts as one of 32 × 32 bits.
 
+    A Winograd convolution counts by its products of taps, at their bits; the additions of its
+    transforms are no more counted than those of a bias.
+
     Attributes:
         hardware_bits: Q of hardware that multiplies Q × Q bits: wider numbers go through it digit
             by digit (:mod:`dqnet.layers.input_digits`), and a part of a digit costs as much as a
@@ -34,9 +37,10 @@ class BitFlops:
         """Bit-FLOPs of one image."""
         if precision is None:
             return layer.macs * FULL_PRECISION_BITS**2
+        count, own = layer.products(precision)
         if self.hardware_bits is None:
-            return layer.macs * precision.bit_product
-        return layer.macs * self.passes(precision) * self.hardware_bits**2
+            return count * own.bit_product
+        return count * self.passes(own) * self.hardware_bits**2
 
     def passes(self, precision: Precision) -> int:
         """How often a multiply-accumulate goes through hardware of ``hardware_bits``."""

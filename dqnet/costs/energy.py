@@ -34,6 +34,10 @@ The rest is this package's choice:
   other. What goes off the chip is not compressed. Without measured sparsity no zero is skipped.
 - Buffers of 64 KiB each, for weights, inputs and outputs. Eyeriss has 108 kB in all.
 - Full precision counts as 32 bits on both sides of the power law.
+- A Winograd convolution of b bits has its products of taps for M, both at b bits, and reads its
+  weights transformed, (m + 2)²/9 as many. To that come the additions of its transforms, at ``add``
+  each in proportion to b. Of its zeros only those of inputs that are read are skipped: transformed
+  numbers have others.
 """
 
 from __future__ import annotations
@@ -47,6 +51,7 @@ from dqnet.costs.base import check_parameters, cost_model
 from dqnet.costs.rows import checked_rows
 from dqnet.errors import UserError
 from dqnet.formats import FULL_PRECISION_BITS, Format, Precision
+from dqnet.layers.winograd import KERNEL
 from dqnet.plan import LayerPlan
 
 COLUMNS = ("layer", "tensor", "format", "zeros")
@@ -66,6 +71,9 @@ class Energy:
         exponent: n of the power law; 1.25 in Moons et al.
         local: of one access to a 16-bit word beside the multiplier, of which each
             multiply-accumulate makes two.
+        add: of one addition of 16 bits, in the transforms of Winograd convolutions: 0.05 pJ in
+            Horowitz's table (``conf/cost/energy_45nm.yaml``), which is as much in units of its
+            16-bit multiply-accumulate, 0.98 pJ.
         on_chip: of one access to a 16-bit word of the on-chip buffer.
         off_chip: of one access to a 16-bit word of external memory.
         weight_buffer, activation_buffer: bytes; the second one is for inputs and for outputs each.
@@ -82,6 +90,7 @@ class Energy:
     mac: float = 1.0
     exponent: float = 1.25
     local: float = 1.0
+    add: float = 0.05
     on_chip: float = 6.0
     off_chip: float = 200.0
     weight_buffer: float = 65536
@@ -90,7 +99,7 @@ class Energy:
     sparsity: Sequence[Sequence[Any]] = ()
 
     def __post_init__(self) -> None:
-        names = ("mac", "exponent", "local", "on_chip", "off_chip")
+        names = ("mac", "exponent", "local", "add", "on_chip", "off_chip")
         check_parameters(self, dict.fromkeys((*names, "weight_buffer", "activation_buffer"), 0))
         rows = checked_rows(self.sparsity, COLUMNS)
         for layer, tensor, _, zeros in rows:
@@ -112,14 +121,20 @@ class Energy:
             w, a = precision.weight.bits, precision.input.bits
             kept_w = 1 - self._zeros_of(layer, "weight", precision.weight)
             kept_a = 1 - self._zeros_of(layer, "input", precision.input)
+        weights, inputs, outputs = layer.weights * w, layer.inputs * a, layer.outputs * a
+        count, kept, additions = layer.macs, kept_w * kept_a, 0.0
+        if layer.winograd is not None:
+            w = a = layer.winograd.bits
+            weights = layer.weights * w * layer.winograd.taps / KERNEL**2
+            count, kept, kept_w = layer.multiplications, 1.0, 1.0
+            additions = layer.additions * self.add * w / WORD
         multiply = self.mac * ((w * a) ** 0.5 / WORD) ** self.exponent
         operands = self.local * (w + a) / WORD
-        weights, inputs, outputs = layer.weights * w, layer.inputs * a, layer.outputs * a
         near = weights * kept_w + inputs * kept_a + outputs
         far = max(0, weights - 8 * self.weight_buffer)
         far += sum(max(0, bits - 8 * self.activation_buffer) for bits in (inputs, outputs))
         moved = (self.on_chip * near + self.off_chip * far) / WORD
-        return layer.macs * kept_w * kept_a * (multiply + operands) + moved
+        return count * kept * (multiply + operands) + additions + moved
 
     @property
     def precisions(self) -> tuple[Precision, ...] | None:

@@ -2,11 +2,14 @@
 
 A target of b bits is what the network costs with its quantized layers at b bits, of which those
 that are pinned (``first_last=8``) stay as they are; what is in full precision is not counted.
+Convolutions are multiplied directly, so that a Winograd convolution costs as much as one of fewer
+bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
@@ -35,6 +38,7 @@ class StaticCosts:
 
     def __init__(self, model: QuantizedModel, by: str | CostModel = BIT_FLOPS) -> None:
         by, layers = find_cost(by), model.layers
+        layers = tuple(replace(own, winograd=None) for own in layers)
         following = [own for own in layers if own.role != "full" and not own.pinned]
         priced = getattr(by, "precisions", None)
         if priced is None:

@@ -141,6 +141,11 @@ class _Lowering:
         layer, name, x = step.module, step.name, self.values[step.inputs[0]]
         shape = steps.steps[step.inputs[0]].shape
         form = _form(layer, name, shape)
+        if getattr(layer, "winograd", None) is not None:
+            raise UserError(
+                f"layer {name!r} is a quantized Winograd convolution, which exported networks have "
+                "no form of: train with quant.winograd.tile=null to export it"
+            )
         if not isinstance(layer, QuantLayer):
             weight = _array(layer.weight)
             scale, bias = _with_norm(np.ones(len(weight)), _bias(layer), norm)

@@ -136,10 +136,12 @@ def load_packed(path: str | Path, console: Console | None = None) -> nn.Module:
     path = Path(path)
     described, tensors = _content(path)
     config = config_of(described, path)
-    weights: dict[str, list[Tensor]] = {}
+    weights: dict[str, list[Codes]] = {}
     try:
         for entry in _shown(described["weights"], console):
-            weights.setdefault(entry["layer"], []).append(read(entry, tensors).values())
+            codes = read(entry, tensors)
+            codes.values()  # whose damage shows here at the latest
+            weights.setdefault(entry["layer"], []).append(codes)
     except UserError:
         raise
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -151,8 +153,8 @@ def load_packed(path: str | Path, console: Console | None = None) -> nn.Module:
     ).eval()  # fmt: skip
     own = model.state_dict()
     model.load_state_dict({k: tensors[k] if k in tensors else own[k] for k in own})
-    for name, values in weights.items():
-        _set_weights(model.get_submodule(name), values)
+    for name, codes in weights.items():
+        _set_weights(model.get_submodule(name), codes)
     return model
 
 
@@ -188,18 +190,22 @@ def _shown(weights: list[dict[str, Any]], console: Console | None) -> Iterable[d
 class _Unpacked(Quantizer):
     """Weights that were quantized when they were packed, whatever the float weight is."""
 
-    def __init__(self, values: list[Tensor]) -> None:
+    def __init__(self, codes: list[Codes], dtype: torch.dtype) -> None:
         super().__init__((), signed=True)
-        for k, value in enumerate(values):
-            self.register_buffer(f"values_{k}", value)
+        self._codes = codes
+        for k, own in enumerate(codes):
+            self.register_buffer(f"values_{k}", own.values().to(dtype))
 
     def all_formats(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(value for name, value in self.named_buffers() if name.startswith("values_"))
 
+    def encode(self, x: Tensor, k: int) -> Codes:
+        return self._codes[k].to(x.device)
 
-def _set_weights(layer: QuantLayer, values: list[Tensor]) -> None:
-    layer.weight_quantizer = _Unpacked([value.to(layer.weight.dtype) for value in values])
-    layer.weight.requires_grad_(False).copy_(values[-1])
+
+def _set_weights(layer: QuantLayer, codes: list[Codes]) -> None:
+    layer.weight_quantizer = _Unpacked(codes, layer.weight.dtype)
+    layer.weight.requires_grad_(False).copy_(codes[-1].values())
 
 
 def payload_bytes(path: Path) -> int:

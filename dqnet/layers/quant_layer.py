@@ -124,6 +124,11 @@ class QuantLayer(nn.Module):
         """Shows the input of a calibration batch to the input's quantizer."""
         self.input_quantizer.observe(gathered(x.detach()))
 
+    def complete(self) -> None:
+        """Ends a calibration: the quantizers take what they have observed."""
+        self.weight_quantizer.complete()
+        self.input_quantizer.complete()
+
     def norm_scale(self, x: Tensor | None = None) -> Tensor | None:
         """What the weight is multiplied by before it is quantized, and divided by afterwards.
 

@@ -38,7 +38,12 @@ class Codes:
 
     def cpu(self) -> Codes:
         """The same on the CPU."""
-        parts = {name: part.cpu() for name, part in vars(self).items() if isinstance(part, Tensor)}
+        return self.to(torch.device("cpu"))
+
+    def to(self, device: torch.device) -> Codes:
+        """The same on a device."""
+        own = vars(self).items()
+        parts = {name: part.to(device) for name, part in own if isinstance(part, Tensor)}
         return replace(self, **parts)
 
     def values(self) -> Tensor:

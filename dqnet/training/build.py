@@ -10,6 +10,7 @@ from dqnet.config import ModelConfig, QuantConfig
 from dqnet.convert import quantize
 from dqnet.errors import UserError, unknown_name
 from dqnet.fold import fold_batch_norms
+from dqnet.layers.winograd import Winograd
 from dqnet.plan import Plan
 from dqnet.post_training import equalize
 from dqnet.quantizers import Method, Options, takes
@@ -69,6 +70,7 @@ def build_model(
         fold_batch_norm=False if quant.fold_batch_norm is True else quant.fold_batch_norm,
         gradient_bits=quant.gradient_bits,
         residual=quant.residual,
+        winograd=None if quant.winograd.tile is None else Winograd(**vars(quant.winograd)),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -14,6 +15,7 @@ from dqnet.costs.static import BIT_FLOPS
 from dqnet.formats import FULL_PRECISION_BITS
 from dqnet.measurement import Evaluation
 from dqnet.network import QuantizedModel
+from dqnet.plan import LayerPlan
 from dqnet.rules import plan_of_trace
 from dqnet.trace import trace_model
 from dqnet.training.objective import Objective
@@ -92,7 +94,17 @@ def cost_figures(evaluation: Evaluation, objective: Objective) -> dict[str, Any]
         "target_cost": objective.target,
         "costs": {own: evaluation.mean_cost(model) for own, model in sorted(models.items())},
         "peak_activation_bytes": peak_activation_bytes(evaluation.layers),
-    }
+    } | _winograd_figures(evaluation.layers)
+
+
+def _winograd_figures(layers: Iterable[LayerPlan]) -> dict[str, Any]:
+    """Of the Winograd convolutions together, for one image; nothing without any."""
+    own = [layer for layer in layers if layer.winograd is not None]
+    if not own:
+        return {}
+    counts = ("macs", "multiplications", "additions")
+    totals = {key: sum(getattr(layer, key) for layer in own) for key in counts}
+    return {"winograd": {"layers": len(own)} | totals}
 
 
 def run_summary(run: RunState, evaluation: Evaluation) -> dict[str, Any]:

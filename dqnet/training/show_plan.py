@@ -66,6 +66,7 @@ def _table(plan: Plan) -> Table:
         table.add_column(name, justify="right")
     for layer in plan.layers:
         widths = "/".join(map(str, layer.widths)) or str(FULL_PRECISION_BITS)
+        widths += f", {layer.winograd}" if layer.winograd else ""
         pinned = ", pinned" if layer.pinned else ""
         counts = f"{layer.macs:,}", f"{layer.weights:,}"
         table.add_row(layer.name, layer.role + pinned, widths, *counts)

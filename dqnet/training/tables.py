@@ -45,6 +45,15 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
         table.add_row("standard deviation", MEGA.show(summary["bit_flops_std"], ".3f"))
         table.add_row("with full-precision layers", MEGA.show(summary["bit_flops_total"], ".3f"))
         table.add_row("mean width", f"{summary['mean_width']:.3f} bits")
+    if "winograd" in summary:
+        own = summary["winograd"]
+        products, direct = (MEGA.show(own[key], ".3f") for key in ("multiplications", "macs"))
+        table.add_row(
+            f"Winograd, {own['layers']} layers",
+            f"{products} multiplications, directly {direct} "
+            f"({own['macs'] / own['multiplications']:.2f} times as many); "
+            f"{MEGA.show(own['additions'], '.3f')} additions in transforms",
+        )
     if summary.get("weight_bytes") is not None:  # older summaries lack it
         table.add_row("packed network", f"{KILO.show(summary['weight_bytes'], '.1f')}B")
     if summary["width_counts"]:

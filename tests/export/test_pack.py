@@ -29,6 +29,8 @@ METHODS = {
     "qnn": ["quant=qnn", "quant.widths=[w1a2]"],
     "lsq_plus": ["quant=lsq_plus", "quant.widths=[3]"],
     "folded": ["quant=affine", "quant.widths=[8]", "quant.fold_batch_norm=corrected"],
+    "winograd": ["quant=affine", "quant.widths=[8]", "quant.winograd.tile=4",
+                 "quant.fold_batch_norm=corrected"],
     "nf4": ["quant=nf4", "quant.widths=[w3a8,w4a8]"],
     "power_of_two": ["quant=power_of_two"],
     "codebook": ["quant=codebook", "quant.widths=[2,4]"],

@@ -1,9 +1,9 @@
 """CIFAR ResNets whose stages reuse the features of their first block (G-Ghost).
 
 Han et al., *GhostNets on Heterogeneous Devices via Cheap Operations*, IJCV 2022, section on G-Ghost
-stages, https://arxiv.org/abs/2201.03297, in the form of the authors' RegNets: the first and the last
-block of a stage have the full width (github.com/huawei-noah/Efficient-AI-Backbones, in
-``g_ghost_pytorch``).
+stages, https://arxiv.org/abs/2201.03297, in the form of the RegNets of the authors' code
+(github.com/huawei-noah/Efficient-AI-Backbones): the first and the last block of a stage have the
+full width.
 """
 
 from __future__ import annotations

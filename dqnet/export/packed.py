@@ -55,7 +55,7 @@ from dqnet.export.compact import DESCRIPTION, gathered, scattered
 from dqnet.export.weight_codes import read, written
 from dqnet.layers import QuantLayer
 from dqnet.plan import Plan
-from dqnet.quantizers import Quantizer
+from dqnet.quantizers import Codes, Quantizer
 from dqnet.runtime.files import write_atomically
 from dqnet.training.build import build_model
 from dqnet.training.checkpoint import config_of

@@ -1,7 +1,8 @@
 """Models that timm lacks; importing this package registers them with timm."""
 
+from dqnet.models.g_ghost_resnet_cifar import GGhostStage
 from dqnet.models.mobilenetv2_cifar import MobileNetV2Cifar
 from dqnet.models.resnet_cifar import ResNetCifar
 from dqnet.models.vgg_cifar import VggCifar
 
-__all__ = ["MobileNetV2Cifar", "ResNetCifar", "VggCifar"]
+__all__ = ["GGhostStage", "MobileNetV2Cifar", "ResNetCifar", "VggCifar"]

@@ -13,6 +13,7 @@ from dqnet.costs.static import BIT_FLOPS
 from dqnet.formats import FULL_PRECISION_BITS
 from dqnet.measurement import Evaluation
 from dqnet.network import QuantizedModel
+from dqnet.pruning import weight_sparsity
 from dqnet.trace import trace_model
 from dqnet.training.objective import Objective
 from dqnet.training.run_state import RunState
@@ -93,8 +94,10 @@ def cost_figures(evaluation: Evaluation, objective: Objective) -> dict[str, Any]
 def run_summary(run: RunState, evaluation: Evaluation) -> dict[str, Any]:
     """The content of ``summary.json``, from the evaluation of the test part."""
     objective = run.learner.objective
-    image_shape = run.splits.image_shape
-    return summarize(evaluation, run.learner.model, objective, image_shape) | {
+    figures = summarize(evaluation, run.learner.model, objective, run.splits.image_shape)
+    if run.learner.pruning is not None:
+        figures["weight_sparsity"] = weight_sparsity(run.learner.model)
+    return figures | {
         "epochs": run.config.trainer.epochs,
         "best_epoch": run.best["epoch"],
         "seconds": run.seconds,

@@ -1,6 +1,6 @@
 """Instance-aware dynamic quantization of convolutional networks (Liu et al., CVPR 2022)."""
 
-from dqnet import layers, models
+from dqnet import layers, models, transforms
 from dqnet.calibration import calibrate
 from dqnet.cascade import Cascade
 from dqnet.config import ControllerConfig
@@ -36,4 +36,5 @@ __all__ = [
     "models",
     "quantize",
     "static_bit_flops",
+    "transforms",
 ]

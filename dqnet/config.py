@@ -40,6 +40,7 @@ class ModelConfig:
     checkpoint_path: str | None = MISSING  # a file, or package:NAME/PATH in an installed package
     checkpoint_by: str = "name"  # or "order"; older checkpoints lack it
     args: dict[str, Any] = field(default_factory=dict)  # further arguments of timm.create_model
+    transforms: list[Any] = field(default_factory=list)  # {name: NAME, option: value}, in order
 
 
 @dataclass

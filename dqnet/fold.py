@@ -59,12 +59,12 @@ def _fold(model: nn.Module, norm_of: dict[str, str]) -> None:
         kind = layer.weight
         layer.weight = nn.Parameter(weight.to(kind), requires_grad=kind.requires_grad)
         layer.bias = nn.Parameter(bias.to(kind), requires_grad=kind.requires_grad)
-        swaps[norm] = _rest(norm)
+        swaps[norm] = rest_of_norm(norm)
     swap_modules(model, swaps)
 
 
-def _rest(norm: nn.Module) -> nn.Module:
-    """What a norm does besides."""
+def rest_of_norm(norm: nn.Module) -> nn.Module:
+    """What a norm does beside normalising: takes its place where it is folded or moved."""
     if isinstance(norm, BatchNormAct2d):
         rest = nn.Sequential(OrderedDict(drop=norm.drop, act=norm.act))
         return rest.train(norm.training)

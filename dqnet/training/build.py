@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dqnet.config import ModelConfig, QuantConfig
 from dqnet.convert import quantize
@@ -13,7 +15,8 @@ from dqnet.fold import fold_batch_norms
 from dqnet.plan import Plan
 from dqnet.post_training import equalize
 from dqnet.quantizers import Method, Options, takes
-from dqnet.training.weights import load_float_weights
+from dqnet.training.weights import load_closest
+from dqnet.transforms import apply, stages
 
 
 def build_model(
@@ -33,19 +36,14 @@ def build_model(
             own checkpoint does not need.
         plan: what every layer runs at; ``None``: as ``quant`` says.
     """
-    if model.pretrained and model.checkpoint_path is not None:
-        raise UserError(
-            "model.pretrained=true and model.checkpoint_path both choose weights: give one"
-        )
-    float_model = create_float_model(model, num_classes, image_shape[0], load_weights)
-    if load_weights and model.checkpoint_path is not None:
-        load_float_weights(float_model, model.checkpoint_path, model.checkpoint_by)
-    check_images_fit(float_model, model.name, image_shape)
+    sample = torch.zeros(1, *image_shape)
+    float_model, left = _float_model(model, num_classes, sample, load_weights)
+    trained = load_weights and starts_from_weights(model)
+    float_model = apply(float_model, sample, left, trained)
     if quant.quantizer is None:
         return float_model
     if plan is None and quant.plan is not None:
         plan = Plan.load(quant.plan)
-    sample = torch.zeros(1, *image_shape)
     if quant.fold_batch_norm is True:
         fold_batch_norms(float_model, sample)
     if quant.post_training.equalize:
@@ -70,6 +68,32 @@ def build_model(
         gradient_bits=quant.gradient_bits,
         residual=quant.residual,
     )
+
+
+def starts_from_weights(model: ModelConfig) -> bool:
+    """Whether a configuration names float weights."""
+    return model.pretrained or model.checkpoint_path is not None
+
+
+def _float_model(
+    config: ModelConfig, num_classes: int, sample: Tensor, load_weights: bool
+) -> tuple[nn.Module, list[Any]]:
+    """The float model with the weights it starts from, and the transforms that are left to apply.
+
+    A checkpoint may be of the plain network or of what one or more of the transforms have made of
+    it; names and shapes tell.
+    """
+    if config.pretrained and config.checkpoint_path is not None:
+        raise UserError(
+            "model.pretrained=true and model.checkpoint_path both choose weights: give one"
+        )
+    plain = create_float_model(config, num_classes, sample.shape[1], load_weights)
+    check_images_fit(plain, config.name, tuple(sample.shape[1:]))
+    if not load_weights or config.checkpoint_path is None:
+        return plain, config.transforms
+    found = stages(plain, sample, config.transforms)
+    done = load_closest(found, config.checkpoint_path, config.checkpoint_by)
+    return found[done], config.transforms[done:]
 
 
 def _method(quant: QuantConfig) -> Method:
@@ -97,12 +121,12 @@ def build_teacher(
     Raises:
         UserError: if the run starts from no trained network.
     """
-    if not model.pretrained and model.checkpoint_path is None:
+    if not starts_from_weights(model):
         raise UserError(
             "loss.distillation needs a trained float network to learn from: "
             "model.checkpoint_path=FILE or model.pretrained=true"
         )
-    teacher = build_model(model, QuantConfig(quantizer=None), num_classes, image_shape)
+    teacher, _ = _float_model(model, num_classes, torch.zeros(1, *image_shape), load_weights=True)
     return teacher.eval().requires_grad_(False)
 
 

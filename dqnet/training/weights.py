@@ -6,7 +6,7 @@ import argparse
 import pickle
 import re
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -142,10 +142,36 @@ def load_float_weights(model: nn.Module, path: str | Path, by: str = "name") -> 
         UserError: if the file is missing or damaged, or holds another model's weights, or some
             that are not finite.
     """
+    load_closest([model], path, by)
+
+
+def load_closest(models: Sequence[nn.Module], path: str | Path, by: str = "name") -> int:
+    """Loads a checkpoint as :func:`load_float_weights` does into the model that it is of.
+
+    That is the one of which it has most tensors, by name and shape; the first of several such.
+
+    Returns:
+        Its index.
+    """
     if by not in RECOGNISED_BY:
         raise unknown_name("model.checkpoint_by", by, RECOGNISED_BY)
     path = file_of(path)
     content = read_checkpoint(path, skip_objects=True)
+    shares = [_share(content, model.state_dict(), by) for model in models]
+    closest = shares.index(max(shares))
+    _load(models[closest], content, path, by)
+    return closest
+
+
+def _share(content: dict[str, Any], own: dict[str, Tensor], by: str) -> float:
+    """Of a model's tensors, those that a checkpoint has: between 0 and 1."""
+    state = float_state_dict(content, own.keys())
+    if by == "order" and difference(state, own) is None:
+        return 1.0
+    return sum(k in state and state[k].shape == v.shape for k, v in own.items()) / len(own)
+
+
+def _load(model: nn.Module, content: dict[str, Any], path: Path, by: str) -> None:
     own = model.state_dict()
     state = float_state_dict(content, own.keys())
     if not state and any(isinstance(value, _StandIn) for value in content.values()):

@@ -154,6 +154,7 @@ def test_a_pruned_checkpoint_keeps_its_zeros(run, quant):
     first = run(*WHOLE)
     start = f"model.checkpoint_path={first.folder / 'best.pt'}"
     second = run(quant, start, "prune=keep", "trainer.epochs=2", "trainer.ema=0.9")
+    assert "weights that are zero" in second.text and "80." in second.text
     theirs = zeros_of(first.checkpoint("best.pt"))
     for key in ("model", "ema"):
         ours = zeros_of(second.checkpoint("best.pt"), key)

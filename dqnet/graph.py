@@ -219,13 +219,17 @@ class _Reader:
             return self._flatten(node, name, ends.get("start_dim", 0), ends.get("end_dim", -1))
         if function is F.adaptive_avg_pool2d:
             return self._adaptive(node, name, node.args[1])
-        if function is operator.getitem and _is_slice(node.args[1]):
+        if function is operator.getitem and _is_slice(node.args[1]) and self._is_map(node):
             return self._add("slice", node, name, slices=node.args[1])
         if function is F.pad and _is_zero_pad(node):
             return self._add("pad", node, name, margins=tuple(node.args[1]))
         if function in (F.dropout, F.dropout2d) and not node.kwargs.get("training", False):
             return self.index[node.args[0]]
         return self._add("other", node, name)
+
+    def _is_map(self, node: fx.Node) -> bool:
+        """Whether what it reads is a feature map."""
+        return len(self.found.steps[self.index[node.args[0]]].shape) == 3
 
     def _pool(
         self, kind: str, node: fx.Node, name: str, kernel_size: Any, stride: Any, padding: Any,
@@ -279,10 +283,10 @@ def _image_axes(dim: Any) -> bool:
 
 
 def _is_slice(index: Any) -> bool:
-    """Whether an index is whole axes and steps of the image axes."""
-    if not isinstance(index, tuple) or len(index) != 4:
+    """Whether an index takes parts of the channels, of the image axes, or of both."""
+    if not isinstance(index, tuple) or len(index) not in (2, 4):
         return False
-    return all(isinstance(part, slice) for part in index) and index[:2] == (slice(None),) * 2
+    return all(isinstance(part, slice) for part in index) and index[0] == slice(None)
 
 
 def _is_zero_pad(node: fx.Node) -> bool:

@@ -153,7 +153,7 @@ def _pool(own: n.Pool, x: np.ndarray) -> np.ndarray:
 
 
 def _slice(own: n.Slice, x: np.ndarray, zero: int = 0) -> np.ndarray:
-    return x[(slice(None), slice(None), *(slice(*part) for part in own.parts))]
+    return x[(slice(None), *(slice(*part) for part in own.parts))]
 
 
 def _pad(own: n.Pad, x: np.ndarray, zero: int = 0) -> np.ndarray:

@@ -34,7 +34,7 @@ PLAIN = {
     "pad": lambda options: n.Pad(**options),
     "clip": lambda options: n.Clip(*(_numbers(options[end]) for end in ("low", "high"))),
     "slice": lambda options: n.Slice(
-        tuple((part.start, part.stop, part.step) for part in options["slices"][2:])
+        tuple((part.start, part.stop, part.step) for part in options["slices"][1:])
     ),
 }
 POOLS = {"max_pool": "max", "average_pool": "mean"}

@@ -140,7 +140,7 @@ class Flatten:
 
 @dataclass(frozen=True)
 class Slice:
-    """Parts of the two image axes: (start, stop, step) of each."""
+    """Parts of the channels, or of these and the two image axes: (start, stop, step) of each."""
 
     parts: tuple[tuple[int | None, int | None, int | None], ...]
 

@@ -172,7 +172,7 @@ class ExactForm:
         self.writer.add("Flatten", inputs, output, axis=1)
 
     def _slice(self, own: n.Slice, inputs: list[str], output: str) -> None:
-        parts = slice_constants(self.writer, own, (2, 3), output)
+        parts = slice_constants(self.writer, own, (1, 2, 3), output)
         self.writer.add("Slice", [*inputs, *parts], output)
 
     def _pad(self, own: n.Pad, inputs: list[str], output: str) -> None:
@@ -213,15 +213,19 @@ def as_bytes(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def slice_constants(
-    writer: Writer, own: n.Slice, axes: tuple[int, int], name: str
+    writer: Writer, own: n.Slice, axes: tuple[int, int, int], name: str
 ) -> tuple[str, ...]:
-    """The further inputs of ONNX's Slice: starts, ends, axes, steps."""
-    starts, ends, steps = zip(*own.parts, strict=True)
+    """The further inputs of ONNX's Slice: starts, ends, axes, steps.
+
+    Args:
+        axes: of the channels, the rows and the columns.
+    """
+    cut = [(axis, part) for axis, part in zip(axes, own.parts, strict=False) if any(part)]
     lists = {
-        "starts": [start or 0 for start in starts],
-        "ends": [END if end is None else end for end in ends],
-        "axes": axes,
-        "steps": [step or 1 for step in steps],
+        "starts": [start or 0 for _, (start, _, _) in cut],
+        "ends": [END if end is None else end for _, (_, end, _) in cut],
+        "axes": [axis for axis, _ in cut],
+        "steps": [step or 1 for _, (_, _, step) in cut],
     }
     return tuple(writer.constant(f"{name}.{key}", value, np.int64) for key, value in lists.items())
 

@@ -163,7 +163,7 @@ class IntegerForm:
         self.writer.add("Flatten", [value], node.output, axis=1)
 
     def _slice(self, own: n.Slice, node: n.Node) -> None:
-        parts = slice_constants(self.writer, own, (1, 2), node.output)
+        parts = slice_constants(self.writer, own, (3, 1, 2), node.output)
         self.writer.add("Slice", [*node.inputs, *parts], node.output)
 
     def _pad(self, own: n.Pad, node: n.Node) -> None:

@@ -51,6 +51,15 @@ class BasicBlock(nn.Module):
         return self.act2(y + self.shortcut(x))
 
 
+def plain_stage(
+    in_channels: int, channels: int, blocks: int, stride: int, act: Callable[[], nn.Module]
+) -> nn.Sequential:
+    """Basic blocks one after the other; the first one has the stride."""
+    first = BasicBlock(in_channels, channels, stride, act)
+    others = (BasicBlock(channels, channels, 1, act) for _ in range(blocks - 1))
+    return nn.Sequential(first, *others)
+
+
 class ResNetCifar(nn.Module):
     """Three stages of ``blocks`` basic blocks with 16, 32 and 64 channels.
 
@@ -59,10 +68,16 @@ class ResNetCifar(nn.Module):
         num_classes: outputs of the classifier.
         in_chans: channels of the images.
         act_layer: timm's name of the activation.
+        stage: makes a stage of what :func:`plain_stage` takes.
     """
 
     def __init__(
-        self, blocks: int, num_classes: int = 10, in_chans: int = 3, act_layer: str = "relu"
+        self,
+        blocks: int,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        act_layer: str = "relu",
+        stage: Callable[..., nn.Module] = plain_stage,
     ) -> None:
         super().__init__()
         act = get_act_layer(act_layer)
@@ -71,9 +86,9 @@ class ResNetCifar(nn.Module):
         self.conv1 = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.act1 = act()
-        self.layer1 = self._stage(16, 16, blocks, 1, act)
-        self.layer2 = self._stage(16, 32, blocks, 2, act)
-        self.layer3 = self._stage(32, 64, blocks, 2, act)
+        self.layer1 = stage(16, 16, blocks, 1, act)
+        self.layer2 = stage(16, 32, blocks, 2, act)
+        self.layer3 = stage(32, 64, blocks, 2, act)
         self.linear = nn.Linear(64, num_classes)
         self.feature_info = [
             {"num_chs": 16, "reduction": 1, "module": "act1"},
@@ -85,17 +100,9 @@ class ResNetCifar(nn.Module):
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight)
 
-    @staticmethod
-    def _stage(
-        in_channels: int, channels: int, blocks: int, stride: int, act: Callable[[], nn.Module]
-    ) -> nn.Sequential:
-        first = BasicBlock(in_channels, channels, stride, act)
-        others = (BasicBlock(channels, channels, 1, act) for _ in range(blocks - 1))
-        return nn.Sequential(first, *others)
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """timm's form of groups, for learning rates by depth: the stem, then stages or blocks."""
-        block = r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"
+        block = r"^layer(\d+)" if coarse else r"^layer(\d+)\.(?:blocks\.)?(\d+)"
         return {"stem": r"^conv1|^bn1", "blocks": [(block, None)]}
 
     def get_classifier(self) -> nn.Module:
@@ -114,7 +121,8 @@ class ResNetCifar(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def _config() -> dict[str, Any]:
+def default_config() -> dict[str, Any]:
+    """What timm keeps beside a model."""
     return {
         "num_classes": 10,
         "input_size": (3, 32, 32),
@@ -127,7 +135,7 @@ def _config() -> dict[str, Any]:
 
 #: read by timm's register_model
 default_cfgs = generate_default_cfgs(
-    {f"resnet{depth}_cifar.untrained": _config() for depth in (20, 32, 44, 56, 110)}
+    {f"resnet{depth}_cifar.untrained": default_config() for depth in (20, 32, 44, 56, 110)}
 )
 
 

@@ -27,14 +27,12 @@ class Transform(Protocol):
     name: ClassVar[str]
     from_scratch: ClassVar[bool]
 
-    def __call__(self, model: nn.Module, sample_input: Tensor, trained: bool) -> None:
+    def __call__(self, model: nn.Module, sample_input: Tensor) -> None:
         """Changes the model in place.
 
         Args:
             model: in full precision.
             sample_input: ``[N, C, H, W]``; only its shape, type and device matter.
-            trained: whether the weights are worth keeping; otherwise they are random, or about to
-                be replaced by a checkpoint's.
 
         Raises:
             UserError: for a model that it cannot change, which is then left as it was.
@@ -92,7 +90,8 @@ def apply(
         model: a float model that takes ``sample_input``.
         sample_input: ``[N, C, H, W]``; only its shape, type and device are used.
         transforms: tables as of ``model.transforms``, ``{"name": "ghost", "ratio": 2}``.
-        trained: whether the model's weights are worth keeping.
+        trained: whether the model's weights are worth keeping; otherwise they are random, or about
+            to be replaced by a checkpoint's.
 
     Raises:
         UserError: for an unknown name or option, a model that a transform cannot change, or a
@@ -107,7 +106,7 @@ def apply(
                 "the plain network (model.checkpoint_path, model.pretrained)"
             )
         known = set(model.modules())
-        own(model, sample_input, trained)
+        own(model, sample_input)
         for module in set(model.modules()) - known:
             module.training = model.training
     return model

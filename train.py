@@ -28,6 +28,7 @@ from dqnet.runtime.lock import held
 from dqnet.training.run_state import read_state
 from dqnet.training.search import NO_SEARCH
 from dqnet.training.show_plan import plan_is_wanted, show_plan
+from dqnet.training.smaller import with_channel_counts
 from dqnet.training.train import train
 
 PLAN_ONLY = plan_is_wanted(sys.argv)
@@ -38,11 +39,11 @@ def main(config: DictConfig) -> None:
     """Trains, in the folder that Hydra chose."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     if PLAN_ONLY:
-        job(lambda: show_plan(to_object(TrainConfig, config)))
+        job(lambda: show_plan(with_channel_counts(to_object(TrainConfig, config))))
         return
 
     def run() -> None:
-        typed = to_object(TrainConfig, config)
+        typed = with_channel_counts(to_object(TrainConfig, config))
         with held(folder):
             if is_main():
                 read_state(folder, typed)  # refuses other settings before the record is written

@@ -165,6 +165,18 @@ class SearchConfig:
 
 
 @dataclass
+class PruneConfig:
+    """What makes zeros in the training (see :mod:`dqnet.pruning`). Older checkpoints lack it."""
+
+    name: str = "none"  # none, magnitude, soft_filters or keep
+    ratio: float = 0.0  # of the weights, or filters, in [0, 1)
+    layers: Any = None  # pattern → ratio
+    scope: str = "layer"  # or global, for single weights
+    until: float = 0.0  # share of the training after which the ratio is reached; 0: at once
+    every: int = 100  # steps between two prunings until then
+
+
+@dataclass
 class OptimConfig:
     """A timm optimizer and a schedule that is stepped once per update."""
 
@@ -218,6 +230,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

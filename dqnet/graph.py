@@ -23,11 +23,12 @@ from torch.fx.passes.shape_prop import ShapeProp
 from dqnet.errors import UserError
 from dqnet.layers import QuantLayer
 from dqnet.layers.channel_clamp import ChannelClamp
+from dqnet.layers.global_batch_norm import GlobalBatchNorm
 from dqnet.norm_pairs import BATCH_NORMS
 from dqnet.trace import LAYERS, evaluating
 
 #: modules that are one operation whatever is inside
-WHOLE = (*LAYERS, *BATCH_NORMS, ChannelClamp)
+WHOLE = (*LAYERS, *BATCH_NORMS, GlobalBatchNorm, ChannelClamp)
 #: do nothing in evaluation
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
@@ -172,7 +173,7 @@ class _Reader:
         name = node.target
         if isinstance(module, NOTHING):
             return self.index[node.args[0]]
-        if isinstance(module, BatchNormAct2d):
+        if isinstance(module, BatchNormAct2d | GlobalBatchNorm):
             norm = self._add("norm", node, name, module=module)
             return self._activation(node, norm, f"{name}.act", module.act)
         if isinstance(module, BATCH_NORMS):

@@ -36,6 +36,8 @@ RANGES: dict[str, Range] = {
     "loss.mutual_information_until": _SHARE,
     "loss.label_smoothing": _BELOW_1,
     "loss.distillation": _NOT_NEGATIVE,
+    "prune.until": _SHARE,
+    "prune.every": _AT_LEAST_1,
     "search.images": _AT_LEAST_1,
     "search.epochs": _AT_LEAST_1,
     "optim.lr": _ABOVE_0,

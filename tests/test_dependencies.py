@@ -21,7 +21,7 @@ ORDER = [
     "state_dicts structure backbone_interface controllers",
     "network",
     "convert fold calibration transforms",
-    "post_training",
+    "post_training pruning",
     "costs",
     "search",
     "losses cascade",

@@ -45,7 +45,7 @@ class CpuSyncBatchNorm(_BatchNorm):
         """``[N, C]`` and more are all taken."""
 
 
-class _Successor(_BatchNorm):
+class GlobalBatchNorm(_BatchNorm):
     """Takes another norm's place, and does what timm's ``BatchNormAct2d`` does after it."""
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -65,11 +65,11 @@ class _Successor(_BatchNorm):
         return self.act(self.drop(super().forward(x)))
 
 
-class _CpuSuccessor(_Successor, CpuSyncBatchNorm):
+class _CpuSuccessor(GlobalBatchNorm, CpuSyncBatchNorm):
     pass
 
 
-class _GpuSuccessor(_Successor, nn.SyncBatchNorm):
+class _GpuSuccessor(GlobalBatchNorm, nn.SyncBatchNorm):
     pass
 
 
@@ -79,7 +79,7 @@ def synchronize_batch_norms(model: nn.Module, device: torch.device) -> None:
     Parameters, statistics and their names stay; ``device`` is where it is going to compute.
     """
     form = _CpuSuccessor if device.type == "cpu" else _GpuSuccessor
-    successors: dict[nn.Module, _Successor] = {}
+    successors: dict[nn.Module, GlobalBatchNorm] = {}
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, _BatchNorm):

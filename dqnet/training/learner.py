@@ -14,6 +14,7 @@ from dqnet.data.splits import Splits
 from dqnet.network import QuantizedModel, ScoredOutput
 from dqnet.plan import Plan
 from dqnet.processes import gathered
+from dqnet.pruning import build_pruning
 from dqnet.runtime.devices import Device
 from dqnet.training.build import build_model, build_teacher
 from dqnet.training.objective import Objective
@@ -36,6 +37,7 @@ class Learner:
         optimizer: over the model's parameters.
         schedule: of the learning rate; ``None`` if nothing is trained.
         ema: the moving average of the model, if there is one.
+        pruning: what makes zeros in both; ``None``: nothing does.
         updates: of the whole training.
     """
 
@@ -69,6 +71,10 @@ class Learner:
         self.ema = None
         if config.trainer.ema is not None:
             self.ema = ModelEmaV3(self.model, decay=config.trainer.ema, use_warmup=True)
+        average = None if self.ema is None else self.ema.module
+        self.pruning = build_pruning(
+            config.prune, self.model, average, splits.image_shape, self.updates
+        )
         self.runner, self.optimizer = device.wrap(self.model), optimizer
 
     @property
@@ -98,11 +104,15 @@ class Learner:
         terms = self.objective.terms(output, labels, teacher_logits)
         self.optimizer.zero_grad()
         self.objective.total(terms, progress).backward()
+        if self.pruning is not None:
+            self.pruning.after_backward()
         if self.config.optim.clip_grad is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_grad)
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update(self.model, step=update)
+        if self.pruning is not None:
+            self.pruning.after_step(update)
         return {name: term.detach() for name, term in terms.items()}
 
     def forward(self, images: Tensor) -> ScoredOutput:
@@ -132,6 +142,7 @@ class Learner:
             "model": self.model.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "pruning": None if self.pruning is None else self.pruning.state_dict(),
             "random": random,
         }
 
@@ -147,6 +158,8 @@ class Learner:
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.pruning is not None:
+            self.pruning.load_state_dict(state["pruning"])
         torch.set_rng_state(state["random"]["cpu"])
         if "cuda" in state["random"] and torch.cuda.is_initialized():
             torch.cuda.set_rng_state(state["random"]["cuda"])

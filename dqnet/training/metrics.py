@@ -16,6 +16,7 @@ from dqnet.formats import FULL_PRECISION_BITS
 from dqnet.measurement import Evaluation
 from dqnet.network import QuantizedModel
 from dqnet.plan import LayerPlan
+from dqnet.pruning import weight_sparsity
 from dqnet.rules import plan_of_trace
 from dqnet.trace import trace_model
 from dqnet.training.objective import Objective
@@ -110,8 +111,10 @@ def _winograd_figures(layers: Iterable[LayerPlan]) -> dict[str, Any]:
 def run_summary(run: RunState, evaluation: Evaluation) -> dict[str, Any]:
     """The content of ``summary.json``, from the evaluation of the test part."""
     objective = run.learner.objective
-    image_shape = run.splits.image_shape
-    return summarize(evaluation, run.learner.model, objective, image_shape) | {
+    figures = summarize(evaluation, run.learner.model, objective, run.splits.image_shape)
+    if run.learner.pruning is not None:
+        figures["weight_sparsity"] = weight_sparsity(run.learner.model)
+    return figures | {
         "epochs": run.config.trainer.epochs,
         "best_epoch": run.best["epoch"],
         "seconds": run.seconds,

@@ -56,6 +56,8 @@ def print_summary(console: Console, summary: dict[str, Any]) -> None:
         )
     if summary.get("weight_bytes") is not None:  # older summaries lack it
         table.add_row("packed network", f"{KILO.show(summary['weight_bytes'], '.1f')}B")
+    if "weight_sparsity" in summary:  # of a run with pruning
+        table.add_row("weights that are zero", f"{summary['weight_sparsity']:.2%}")
     if summary["width_counts"]:
         table.add_row("different routings", f"{summary['distinct_routings']}")
         params, macs = summary["controller_params"], summary["controller_macs"]

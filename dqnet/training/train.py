@@ -135,6 +135,8 @@ def _prepare(run: RunState, console: Console) -> None:
         if epochs == 0 or run.config.quant.calibration.before_training:
             calibrate(model, _observed(run))
             post_train(run, _observed(run), console)
+            if learner.pruning is not None:
+                learner.pruning.restore()
     if epochs == 0:
         if learner.ema is not None:
             learner.ema.set(model)
@@ -154,6 +156,9 @@ def train_epoch(run: RunState, batches: Iterable[tuple[Tensor, Tensor]], console
         NotFiniteError: if the loss or a weight is not finite, by the end at the latest.
     """
     run.learner.model.train()
+    pruning = run.learner.pruning
+    if pruning is not None:
+        pruning.before_epoch()
     trainer, steps = run.config.trainer, run.steps
     bar = (
         TextColumn("{task.description}"),
@@ -171,3 +176,5 @@ def train_epoch(run: RunState, batches: Iterable[tuple[Tensor, Tensor]], console
             progress.advance(task)
             run.after_step()
     run.check_finite()
+    if pruning is not None:
+        pruning.after_epoch()

@@ -61,6 +61,17 @@ def test_shards_go_on_within_an_epoch(run, image_folder, tmp_path):
     assert_same_run(continued, run(*settings))
 
 
+@pytest.mark.parametrize(
+    "prune", [("magnitude", "prune.until=0.9", "prune.every=1"), ("soft_filters",)]
+)
+def test_pruning_goes_on_after_a_kill(run, config, tmp_path, prune):
+    """Between the best.pt and the last.pt of an epoch: what is zero, and what was set aside."""
+    settings = "quant=none", f"prune={prune[0]}", *prune[1:], "trainer.ema=0.9", "trainer.epochs=2"
+    assert run_and_crash(InSave("half", 1), config(*settings), tmp_path / "run")
+    assert (tmp_path / "run" / "best.pt").exists()
+    assert_same_run(run(*settings, folder=tmp_path / "run"), run(*settings))
+
+
 @pytest.fixture
 def half_done(run, tmp_path):
     """A run that was cut off at its sixth of eight steps, each of which was saved."""

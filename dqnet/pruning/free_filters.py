@@ -7,6 +7,7 @@ Where it is added to other outputs, as at the end of a residual block, those wou
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -39,17 +40,19 @@ def free_filters(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, 
     for index, step in enumerate(found.steps):
         if step.kind != "layer" or not isinstance(step.module, nn.Conv2d) or step.module.groups > 1:
             continue
-        behind = _behind(found, index)
-        if behind is None or repeated & {step.module, *(each.module for each in behind)}:
-            continue
-        free[step.name] = [each.name for each in behind]
+        behind = None if step.module in repeated else _behind(found, index, repeated)
+        if behind is not None:
+            free[step.name] = [each.name for each in behind]
     return free
 
 
-def _behind(found: Operations, index: int) -> list[Operation] | None:
+def _behind(
+    found: Operations, index: int, repeated: Collection[nn.Module]
+) -> list[Operation] | None:
     """What a filter's output runs through, of steps with values of their own.
 
-    ``None`` if it ends elsewhere than in layers, or does not stay zero.
+    ``None`` if it ends elsewhere than in layers, does not stay zero, or comes to a module that
+    runs on something else as well.
     """
     behind: list[Operation] = []
     readers = [i for i, step in enumerate(found.steps) if index in step.inputs]
@@ -57,6 +60,8 @@ def _behind(found: Operations, index: int) -> list[Operation] | None:
         return None
     for reader in readers:
         step = found.steps[reader]
+        if step.module in repeated:
+            return None
         if step.kind == "layer" and not _is_depthwise(step.module):
             if step.module.weight.dim() == 4 and step.module.groups == 1:
                 continue
@@ -69,7 +74,7 @@ def _behind(found: Operations, index: int) -> list[Operation] | None:
             behind.append(step)
         elif not _keeps_zero(step):
             return None
-        further = _behind(found, reader)
+        further = _behind(found, reader, repeated)
         if further is None:
             return None
         behind += further

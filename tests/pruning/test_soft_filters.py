@@ -50,6 +50,11 @@ class Twice(Ends):
         return self.last(self.conv(self.conv(x)[:, :1])).mean((2, 3))
 
 
+class ReadTwice(Ends):
+    def forward(self, x):
+        return (self.last(self.conv(x)) + self.last(x.expand(-1, 6, -1, -1))).mean((2, 3))
+
+
 class Joined(Ends):
     def forward(self, x):
         return self.last(torch.cat((self.conv(x), x), 1)).mean((2, 3))
@@ -70,6 +75,7 @@ def depthwise():
         (Ends(nn.Conv2d(6, 6, 3, groups=2)), None),
         (Added(nn.ReLU()), None),
         (Twice(), None),
+        (ReadTwice(), None),
         (Joined(into=7), None),
     ],
 )

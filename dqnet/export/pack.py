@@ -25,6 +25,7 @@ from dqnet.evaluation.trained import load_trained
 from dqnet.export.coding import CODINGS, check_coding
 from dqnet.export.packed import load_packed, save_packed
 from dqnet.export.stages import stages
+from dqnet.runtime.files import write_json
 from dqnet.standard_output import take_every_character
 from dqnet.training.tables import print_line
 from dqnet.units import KILO
@@ -64,6 +65,8 @@ def pack(
 ) -> Packed:
     """Writes a run's network, reads it back and compares the two on test images.
 
+    What was found is written as well, to a file that has ``.json`` for a suffix.
+
     Args:
         checkpoint: a file, or a run folder, meaning its ``best.pt``.
         path: the file to write; ``None``: ``packed.safetensors`` beside the checkpoint.
@@ -89,7 +92,10 @@ def pack(
         images += len(batch)
         if images == IMAGES:
             break
-    return Packed(path, stages(model, path), images, same)
+    packed = Packed(path, stages(model, path), images, same)
+    content = {"coding": coding, "stages": packed.stages, "images": images, "same_logits": same}
+    write_json(path.with_suffix(".json"), content)
+    return packed
 
 
 def _answers(output: torch.Tensor | tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

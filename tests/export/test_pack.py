@@ -103,6 +103,9 @@ def test_the_command_says_that_the_logits_are_the_same(untrained, capsys):
     printed = capsys.readouterr().out
     assert "same logits on 60 images: yes" in printed
     assert payload_bytes(folder / "packed.safetensors") == untrained("nf4").summary["weight_bytes"]
+    found = json.loads((folder / "packed.json").read_text())
+    assert found["same_logits"] and found["coding"] == "none"
+    assert found["stages"]["coded"] == untrained("nf4").summary["weight_bytes"]
 
 
 def test_a_trained_network_is_packed_with_its_average(run, tmp_path):

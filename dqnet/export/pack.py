@@ -70,7 +70,7 @@ def pack(
     Args:
         checkpoint: a file, or a run folder, meaning its ``best.pt``.
         path: the file to write; ``None``: ``packed.safetensors`` beside the checkpoint.
-        console: is told of damaged images.
+        console: is told of damaged images, and shows progress.
         coding: of the weights' codes, one of :data:`dqnet.export.coding.CODINGS`.
 
     Raises:
@@ -82,7 +82,7 @@ def pack(
     trained = load_trained(checkpoint, EvalConfig(checkpoint=checkpoint), console)
     path = trained.path.with_name("packed.safetensors") if path is None else path
     model = trained.model.eval()
-    save_packed(model, trained.content, trained.splits.image_shape, path, coding)
+    save_packed(model, trained.content, trained.splits.image_shape, path, coding, console)
     loaded = trained.device.place(load_packed(path, console))
     images, same = 0, True
     for batch, _ in trained.held_out:

@@ -36,10 +36,10 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -64,6 +64,7 @@ from dqnet.training.checkpoint import config_of
 VERSION, FIRST = 2, 1
 #: the metadata's entries
 ENTRY, HASH = "dqnet", "sha256"
+_T = TypeVar("_T")
 
 
 def save_packed(
@@ -72,6 +73,7 @@ def save_packed(
     image_shape: tuple[int, int, int],
     path: Path,
     coding: str = "none",
+    console: Console | None = None,
 ) -> None:
     """Writes a network.
 
@@ -81,6 +83,7 @@ def save_packed(
         image_shape: ``(C, H, W)``.
         path: the file.
         coding: of the weights' codes, one of :data:`dqnet.export.coding.CODINGS`.
+        console: where progress is shown; ``None``: nowhere.
 
     Raises:
         UserError: if a quantizer of weights has no codes, there is no such coding or its library
@@ -91,7 +94,7 @@ def save_packed(
     tensors = dict(stored.tensors)
     tensors |= {f"table.{i}": table for i, table in enumerate(stored.tables)}
     weights = []
-    for weight in stored.weights:
+    for weight in _shown(stored.weights, "coding", console):
         entry, own = written(weight, coding)
         weights.append(entry)
         tensors |= own
@@ -138,7 +141,7 @@ def load_packed(path: str | Path, console: Console | None = None) -> nn.Module:
     config = config_of(described, path)
     weights: dict[str, list[Codes]] = {}
     try:
-        for entry in _shown(described["weights"], console):
+        for entry in _shown(described["weights"], "reading", console):
             codes = read(entry, tensors)
             codes.values()  # whose damage shows here at the latest
             weights.setdefault(entry["layer"], []).append(codes)
@@ -182,9 +185,9 @@ def _content(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return scattered(tensors) if "weights" not in described else (described, tensors)
 
 
-def _shown(weights: list[dict[str, Any]], console: Console | None) -> Iterable[dict[str, Any]]:
+def _shown(weights: Sequence[_T], doing: str, console: Console | None) -> Iterable[_T]:
     hidden = console is None or not console.is_terminal
-    return track(weights, "reading", console=console, transient=True, disable=hidden)
+    return track(weights, doing, console=console, transient=True, disable=hidden)
 
 
 class _Unpacked(Quantizer):

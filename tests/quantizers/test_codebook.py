@@ -177,6 +177,14 @@ def test_a_weight_without_zeros_may_keep_them():
     assert quantizer.encode(weight, 0).codes.unique().tolist() == list(range(1, 8))
 
 
+def test_each_of_several_formats_keeps_zeros():
+    weight = pruned(weights(300), 0.5)
+    several = prepared(CodebookWeight, weight, 2, 4, keep_zero=True)
+    for k, bits in enumerate((2, 4)):
+        alone = prepared(CodebookWeight, weight, bits, keep_zero=True)
+        assert torch.equal(several(weight, k), alone(weight, 0))
+
+
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
 def test_zero_is_not_trained_and_the_others_have_summed_gradients(optimizer):
     weight, upstream = pruned(weights(6, 5, 3, 3), 0.8), weights(6, 5, 3, 3, seed=1)

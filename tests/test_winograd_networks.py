@@ -171,3 +171,10 @@ def test_float_weights_may_be_loaded_afterwards():
     model(torch.randn(4, 3, 12, 12))
     assert model.backbone.plain.winograd.ready
     assert not torch.equal(before, model.backbone.plain.winograd.input_quantizer.log2_threshold)
+
+
+def test_an_exported_program_answers_as_the_network_on_other_images():
+    model = with_warning(winograd=Winograd(2))[0].eval()
+    first, second = torch.randn(2, 3, 3, 12, 12, generator=torch.Generator().manual_seed(2))
+    program = torch.export.export(model, (first,)).module()
+    assert torch.equal(program(second)[0], model(second).logits)

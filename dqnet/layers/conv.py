@@ -22,7 +22,7 @@ from dqnet.quantizers.fixed_point import FixedPoint
 from dqnet.quantizers.half import widened
 from dqnet.quantizers.lsq import LSQ
 from dqnet.quantizers.straight_through import straight_through
-from dqnet.recording import refuse_symbols
+from dqnet.recording import refuse_symbols, tracer
 
 #: quantizers whose numbers are whole multiples of a step
 WHOLE = (Affine, LSQ, FixedPoint)
@@ -185,9 +185,12 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
     def _run_quantized(self, x: Tensor, choice: Tensor | None, grouped: bool) -> Tensor:
         if self.winograd is None:
             return super()._run_quantized(x, choice, grouped)
-        return self._run_winograd(x)
+        return self._run_winograd(x) if tracer() is not None else self._run_uncompiled(x)
 
     @torch.compiler.disable  # what quantizers take from the first batch is data
+    def _run_uncompiled(self, x: Tensor) -> Tensor:
+        return self._run_winograd(x)
+
     def _run_winograd(self, x: Tensor) -> Tensor:
         """The layer's output; in evaluation every sum is exact, whatever the order."""
         device, dtype = x.device.type, x.dtype

@@ -16,7 +16,6 @@ A transform is computed as vec(Bᵀ d B) = (Bᵀ ⊗ Bᵀ) vec(d), one product o
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -168,74 +167,74 @@ def why_direct(conv: nn.Conv2d) -> str | None:
     return None if conv.groups == 1 else f"{conv.groups} groups"
 
 
-@lru_cache(maxsize=64)
-def _both_axes(tile: int, which: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """M ⊗ M of one of the three matrices."""
-    with torch.inference_mode(False):  # it is kept
-        matrix = torch.tensor(getattr(ALGORITHMS[tile], which), dtype=dtype)
-        return torch.kron(matrix, matrix).to(device)
-
-
-def transform_input(x: Tensor, tile: int) -> Tensor:
-    """Bᵀ d B of every tile.
+class Transforms(nn.Module):
+    """The three transforms of F(m x m, 3 x 3), and the convolution in full precision.
 
     Args:
-        x: ``[N, C, H, W]``, margins of the convolution included, H and W at least 3.
-        tile: m.
-
-    Returns:
-        ``[(m + 2)², N · tiles, C]``, tiles in the order of the image; those at the right and at the
-        bottom are filled up with zeros.
-    """
-    size = tile + KERNEL - 1
-    rows, columns = (-(-(n - KERNEL + 1) // tile) for n in x.shape[2:])
-    x = F.pad(x, (0, columns * tile + 2 - x.shape[3], 0, rows * tile + 2 - x.shape[2]))
-    tiles = x.unfold(2, size, tile).unfold(3, size, tile)  # [N, C, rows, columns, size, size]
-    flat = tiles.permute(4, 5, 0, 2, 3, 1).reshape(size**2, -1)
-    both = _both_axes(tile, "input", x.dtype, x.device)
-    return (both @ flat).view(size**2, -1, x.shape[1])
-
-
-def transform_weight(weight: Tensor, tile: int) -> Tensor:
-    """G w Gᵀ: ``[O, C, 3, 3]`` to ``[(m + 2)², C, O]``.
-
-    Of whole numbers it is exact but for one division.
-    """
-    both = _both_axes(tile, "weight", weight.dtype, weight.device)
-    whole = both @ weight.permute(2, 3, 1, 0).reshape(KERNEL**2, -1)
-    transformed = whole / ALGORITHMS[tile].denominator ** 2
-    return transformed.view(len(both), weight.shape[1], weight.shape[0])
-
-
-def transform_output(products: Tensor, tile: int, images: int, height: int, width: int) -> Tensor:
-    """Aᵀ M A of every tile.
-
-    Args:
-        products: M, ``[(m + 2)², N · tiles, O]``.
-        tile: m.
-        images: N.
-        height, width: of the output.
-
-    Returns:
-        ``[N, O, height, width]``.
-    """
-    both = _both_axes(tile, "output", products.dtype, products.device)
-    rows, columns = -(-height // tile), -(-width // tile)
-    y = both @ products.flatten(1)
-    y = y.view(tile, tile, images, rows, columns, -1).permute(2, 5, 3, 0, 4, 1)
-    return y.reshape(images, -1, rows * tile, columns * tile)[..., :height, :width]
-
-
-def winograd(x: Tensor, weight: Tensor, tile: int) -> Tensor:
-    """A 3 x 3 convolution of stride 1 without margins, in full precision.
-
-    Args:
-        x: ``[N, C, H, W]``.
-        weight: ``[O, C, 3, 3]``.
         tile: m, 2 or 4.
-
-    Returns:
-        ``[N, O, H − 2, W − 2]``.
     """
-    products = transform_input(x, tile) @ transform_weight(weight, tile)
-    return transform_output(products, tile, len(x), x.shape[2] - 2, x.shape[3] - 2)
+
+    def __init__(self, tile: int) -> None:
+        super().__init__()
+        self.tile = tile
+        for name in ("input", "weight", "output"):
+            matrix = torch.tensor(getattr(ALGORITHMS[tile], name), dtype=torch.get_default_dtype())
+            # Buffers are where the layer is; they follow from the tile.
+            self.register_buffer(f"both_{name}", torch.kron(matrix, matrix), persistent=False)
+
+    def input(self, x: Tensor) -> Tensor:
+        """Bᵀ d B of every tile.
+
+        Args:
+            x: ``[N, C, H, W]``, margins of the convolution included, H and W at least 3.
+
+        Returns:
+            ``[(m + 2)², N · tiles, C]``, tiles in the order of the image; those at the right and
+            at the bottom are filled up with zeros.
+        """
+        tile, size = self.tile, self.tile + KERNEL - 1
+        rows, columns = (-(-(n - KERNEL + 1) // tile) for n in x.shape[2:])
+        x = F.pad(x, (0, columns * tile + 2 - x.shape[3], 0, rows * tile + 2 - x.shape[2]))
+        tiles = x.unfold(2, size, tile).unfold(3, size, tile)  # [N, C, rows, columns, size, size]
+        flat = tiles.permute(4, 5, 0, 2, 3, 1).reshape(size**2, -1)
+        return (self.both_input.to(x.dtype) @ flat).view(size**2, -1, x.shape[1])
+
+    def weight(self, weight: Tensor) -> Tensor:
+        """G w Gᵀ: ``[O, C, 3, 3]`` to ``[(m + 2)², C, O]``.
+
+        Of whole numbers it is exact but for one division.
+        """
+        flat = weight.permute(2, 3, 1, 0).reshape(KERNEL**2, -1)
+        whole = self.both_weight.to(weight.dtype) @ flat
+        transformed = whole / ALGORITHMS[self.tile].denominator ** 2
+        return transformed.view(len(whole), weight.shape[1], weight.shape[0])
+
+    def output(self, products: Tensor, images: int, height: int, width: int) -> Tensor:
+        """Aᵀ M A of every tile.
+
+        Args:
+            products: M, ``[(m + 2)², N · tiles, O]``.
+            images: N.
+            height, width: of the output.
+
+        Returns:
+            ``[N, O, height, width]``.
+        """
+        tile = self.tile
+        rows, columns = -(-height // tile), -(-width // tile)
+        y = self.both_output.to(products.dtype) @ products.flatten(1)
+        y = y.view(tile, tile, images, rows, columns, -1).permute(2, 5, 3, 0, 4, 1)
+        return y.reshape(images, -1, rows * tile, columns * tile)[..., :height, :width]
+
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        """A 3 x 3 convolution of stride 1 without margins, in full precision.
+
+        Args:
+            x: ``[N, C, H, W]``.
+            weight: ``[O, C, 3, 3]``.
+
+        Returns:
+            ``[N, O, H − 2, W − 2]``.
+        """
+        products = self.input(x) @ self.weight(weight)
+        return self.output(products, len(x), x.shape[2] - 2, x.shape[3] - 2)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dqnet.layers.winograd import Winograd, transform_input, transform_output, transform_weight
+from dqnet.layers.winograd import Transforms, Winograd
 from dqnet.quantizers.trained_threshold import TrainedThreshold
 
 
@@ -35,6 +35,7 @@ class WinogradDomain(nn.Module):
     def __init__(self, how: Winograd) -> None:
         super().__init__()
         self.how = how
+        self.transforms = Transforms(how.tile)
         rows = how.taps if how.scales == "tap" else 1
         self.weight_quantizer = TrainedThreshold(how.bits, rows, how.learned)
         self.input_quantizer = TrainedThreshold(how.bits, rows, how.learned)
@@ -47,7 +48,7 @@ class WinogradDomain(nn.Module):
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Sees a batch of inputs ``[N, C, H, W]``, margins included, before their quantization."""
-        self.input_quantizer.observe(transform_input(x, self.how.tile))
+        self.input_quantizer.observe(self.transforms.input(x))
 
     @torch.no_grad()
     def complete(self, weight: Tensor, step: Tensor) -> None:
@@ -57,7 +58,7 @@ class WinogradDomain(nn.Module):
             weight: codes ``[O, C, 3, 3]``.
             step: of the input's codes.
         """
-        self.weight_quantizer.observe(transform_weight(weight, self.how.tile))
+        self.weight_quantizer.observe(self.transforms.weight(weight))
         self.weight_quantizer.complete()
         self.input_quantizer.observed_in(step)
         self.input_quantizer.complete()
@@ -73,15 +74,14 @@ class WinogradDomain(nn.Module):
         Returns:
             ``[N, O, H − 2, W − 2]`` in units of the product of both steps; float64 if exact.
         """
-        tile = self.how.tile
-        inputs = self.input_quantizer(transform_input(x, tile))
-        weights = self.weight_quantizer(transform_weight(weight, tile))
+        inputs = self.input_quantizer(self.transforms.input(x))
+        weights = self.weight_quantizer(self.transforms.weight(weight))
         largest_sum = 4 ** (self.how.bits - 1) * x.shape[1]
         if exact and largest_sum > 1 / torch.finfo(x.dtype).eps:
             inputs, weights = inputs.double(), weights.double()
         products = inputs @ weights
         products = products.double() if exact else products
-        return transform_output(products, tile, len(x), x.shape[2] - 2, x.shape[3] - 2)
+        return self.transforms.output(products, len(x), x.shape[2] - 2, x.shape[3] - 2)
 
     def extra_repr(self) -> str:
         return f"{self.how}, bits={self.how.bits}, scales={self.how.scales!r}"

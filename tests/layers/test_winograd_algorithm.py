@@ -13,7 +13,7 @@ from comparison import random_tensor
 from torch import nn
 
 from dqnet.errors import UserError
-from dqnet.layers.winograd import ALGORITHMS, Winograd, why_direct, winograd
+from dqnet.layers.winograd import ALGORITHMS, Transforms, Winograd, why_direct
 
 TILES = [2, 4]
 
@@ -36,7 +36,7 @@ def test_the_matrices_make_a_correlation_of_three_taps(tile):
 @pytest.mark.parametrize("size", [(3, 3), (4, 7), (6, 6), (9, 14), (10, 5)])
 def test_it_is_the_direct_convolution(tile, size):
     x, weight = random_tensor(2, 3, *size), random_tensor(5, 3, 3, 3, seed=1)
-    torch.testing.assert_close(winograd(x, weight, tile), F.conv2d(x, weight))
+    torch.testing.assert_close(Transforms(tile).double()(x, weight), F.conv2d(x, weight))
 
 
 @pytest.mark.parametrize("tile", TILES)
@@ -45,7 +45,7 @@ def test_its_gradients_are_those_of_the_direct_convolution(tile):
     leaves[1].requires_grad_()
     upstream = random_tensor(2, 4, 5, 7, seed=2)
     expected = torch.autograd.grad(F.conv2d(*leaves), leaves, upstream)
-    actual = torch.autograd.grad(winograd(*leaves, tile), leaves, upstream)
+    actual = torch.autograd.grad(Transforms(tile).double()(*leaves), leaves, upstream)
     torch.testing.assert_close(actual, expected)
 
 

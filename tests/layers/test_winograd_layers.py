@@ -13,7 +13,7 @@ from winograd_reference import reference_output
 
 from dqnet.errors import UserError
 from dqnet.layers import QuantConv2d, Winograd
-from dqnet.layers.winograd import transform_input, transform_output, transform_weight
+from dqnet.layers.winograd import Transforms
 from dqnet.quantizers.trained_threshold import trained_threshold
 
 METHODS = ["affine", "symmetric", "lsq", "fixed_point"]
@@ -93,7 +93,7 @@ def straight(x, y):
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_are_those_of_the_plain_formula(method, name):
     layer = layer_of(method, HOW[name]).double()
-    how, domain = layer.winograd.how, layer.winograd
+    how, domain, transforms = layer.winograd.how, layer.winograd, layer.winograd.transforms
     x = random_tensor(3, 5, 7, 6).requires_grad_()
     layer(x.detach())
     with torch.no_grad():  # so that some transformed numbers are clipped
@@ -105,9 +105,9 @@ def test_gradients_are_those_of_the_plain_formula(method, name):
     step = layer.input_quantizer.encode(x, 0).scale
     weight_step = layer.weight_quantizer.encode(layer.weight, 0).scale
     padded = nn.functional.pad(layer.input_quantizer(x, 0), (1, 1, 1, 1)) / step
-    inputs = transform_input(straight(padded, padded.round()), how.tile)
+    inputs = transforms.input(straight(padded, padded.round()))
     ratio = layer.weight_quantizer(layer.weight, 0) / weight_step
-    weights = transform_weight(straight(ratio, ratio.round()), how.tile)
+    weights = transforms.weight(straight(ratio, ratio.round()))
     thresholds = (
         quantizer.log2_threshold.view(-1, 1, 1)
         for quantizer in (domain.input_quantizer, domain.weight_quantizer)
@@ -119,7 +119,7 @@ def test_gradients_are_those_of_the_plain_formula(method, name):
             for t, own in zip((inputs, weights), thresholds, strict=True)
         ),
     )
-    expected = transform_output(products, how.tile, 3, 7, 6)
+    expected = transforms.output(products, 3, 7, 6)
     expected = expected * step * weight_step.reshape(-1, 1, 1) + layer.bias.view(-1, 1, 1)
 
     torch.testing.assert_close(actual, expected)
@@ -157,7 +157,7 @@ def test_calibrated_scales_cover_the_largest_transformed_number_of_each_tap():
         layer(batch)
     layer.complete()
     x = nn.functional.pad(torch.cat(batches), (1, 1, 1, 1))
-    largest = transform_input(x, 4).abs().amax((1, 2))
+    largest = Transforms(4).input(x).abs().amax((1, 2))
     step = layer.input_quantizer.encode(x, 0).scale
     found = layer.winograd.input_quantizer.log2_threshold.exp2() * step
     torch.testing.assert_close(found.detach(), largest)

@@ -7,7 +7,7 @@ package's addition.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,6 +139,3 @@ def sparse_bits(zeros: np.ndarray, bits: int) -> float:
     """
     skipped = entries_of(~zeros)
     return min(count_entries(skipped, g) * (g + bits) for g in GAP_BITS)
-
-
-__all__: Sequence[str] = ("CODINGS", "Coded", "check_coding", "code", "decoded", "sparse_bits")

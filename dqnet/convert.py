@@ -21,7 +21,7 @@ from dqnet.layers.winograd import Winograd
 from dqnet.module_swap import swap_modules
 from dqnet.network import QuantizedModel
 from dqnet.norm_pairs import norm_pairs
-from dqnet.plan import Plan
+from dqnet.plan import LayerPlan, Plan
 from dqnet.quantizers import Method, Options, find_quantizers
 from dqnet.residual import ValueQuantizer, check_residual, places
 from dqnet.rules import (
@@ -134,14 +134,11 @@ def quantize(
     how = Quantization(quantizer, options, width_affine, gradient_bits)
     swaps = {
         model.get_submodule(layer.name): _quantized(
-            model.get_submodule(layer.name), layer.precisions, how, trace.layers[layer.name].signed
+            model.get_submodule(layer.name), layer, how, trace.layers[layer.name].signed
         )
         for layer in plan.layers
         if layer.role != "full"
     }
-    for layer in plan.layers:
-        if layer.winograd is not None:
-            swaps[model.get_submodule(layer.name)].use_winograd(layer.winograd)
     for layer, norm in norms.items():
         swaps[layer].following = FollowingNorm(norm, fold_batch_norm)
     head = None
@@ -272,15 +269,15 @@ def _check_convertible(model: nn.Module, trace: Trace, plan: Plan, split: str | 
             )
 
 
-def _quantized(
-    module: nn.Module, precisions: tuple[Precision, ...], how: Quantization, signed: bool
-) -> QuantLayer:
+def _quantized(module: nn.Module, own: LayerPlan, how: Quantization, signed: bool) -> QuantLayer:
     """A quantized layer that shares a float one's parameters and hooks."""
     form = QuantConv2d if isinstance(module, nn.Conv2d) else QuantLinear
     layer = form.from_float(
-        module, precisions, how.quantizer, signed, how.options, how.width_affine
+        module, own.precisions, how.quantizer, signed, how.options, how.width_affine
     )
     layer.gradient_bits = how.gradient_bits
+    if own.winograd is not None:
+        layer.use_winograd(own.winograd)
     # Not copies, so that their handles still remove them.
     hooks = {k: v for k, v in vars(module).items() if "_hook" in k and "state_dict" not in k}
     vars(layer).update(hooks)

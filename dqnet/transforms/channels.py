@@ -35,7 +35,7 @@ class Channels:
             keep theirs, but for depthwise convolutions, which have as many as their input.
     """
 
-    from_scratch: ClassVar[bool] = False
+    from_scratch: ClassVar[bool] = True  # which filters to keep of trained ones it cannot know
 
     counts: Mapping[str, int]
 
@@ -44,7 +44,7 @@ class Channels:
             raise UserError(f"counts {self.counts!r} of channels is not a table of layer: channels")
 
     @torch.no_grad()
-    def __call__(self, model: nn.Module, sample_input: Tensor, trained: bool) -> None:
+    def __call__(self, model: nn.Module, sample_input: Tensor) -> None:
         """See :class:`~dqnet.transforms.base.Transform`."""
         layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
         for name, count in self.counts.items():
@@ -55,11 +55,6 @@ class Channels:
                 raise UserError(
                     f"channels: layer {name!r} has {most} output channels, and cannot have {count}"
                 )
-        if trained:
-            raise UserError(
-                "channels is the shape of a smaller network, and the weights are those of the "
-                "whole one: remove its filters first (python -m dqnet.training.remove_filters RUN)"
-            )
         trial = copy.deepcopy(model)
         try:
             with evaluating(trial), _resizing(trial, self.counts):

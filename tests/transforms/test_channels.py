@@ -83,7 +83,7 @@ def test_it_is_no_way_to_prune(config, tmp_path):
     torch.save(network().state_dict(), tmp_path / "whole.pt")
     table = "model.transforms=[{name: channels, counts: {layer1.0.conv1: 3}}]"
     chosen = config("quant=none", table, f"model.checkpoint_path={tmp_path / 'whole.pt'}")
-    with pytest.raises(UserError, match="the shape of a smaller network, and the weights are"):
+    with pytest.raises(UserError, match="start without weights of the plain network"):
         build_model(chosen.model, chosen.quant, 10, (1, 8, 8))
 
 

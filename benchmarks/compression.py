@@ -45,7 +45,10 @@ from dqnet.training.weights import load_float_weights
 CODINGS = ("sparse", "huffman", "range")
 #: row → share of weights that are pruned, and settings
 ROWS = {
-    "8 bits": (0.0, ["quant=affine", "quant.widths=[8]", "quant.first_last=8"]),
+    **{
+        f"8 bits{pruned}": (share, ["quant=affine", "quant.widths=[8]", "quant.first_last=8"])
+        for share, pruned in ((0.0, ""), (0.3, ", 30% pruned"), (0.5, ", 50% pruned"))
+    },
     "SmartDeal, 4 bits": (0.0, ["quant=smart_deal", "quant.first_last=w4a8"]),
     "SmartDeal, 3 bits": (
         0.0, ["quant=smart_deal", "quant.widths=[w3a8]", "quant.first_last=w3a8"],

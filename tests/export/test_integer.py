@@ -20,6 +20,7 @@ HOWS = {
     "wide": ("resnet18", 32, {"quantizer": "symmetric", "widths": [8]}),
     "mobile": ("mobilenetv2_100", 32, {"quantizer": ("symmetric", "affine"), "widths": [8]}),
     "varied": ("foldable", 16, {"quantizer": "lsq", "widths": ["w4a8"]}),
+    "reused": ("g_ghost_resnet20_cifar", 16, {"quantizer": "lsq", "widths": [4]}),
     "fixed": ("foldable", 16, {"quantizer": "fixed_point", "widths": [6]}),
     "flipped": ("foldable", 16, {"quantizer": "lsq", "widths": [8]}),
     "folded": ("foldable", 16, {"quantizer": "lsq", "widths": [4], "fold_batch_norm": "corrected"}),

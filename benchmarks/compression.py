@@ -47,7 +47,7 @@ CODINGS = ("sparse", "huffman", "range")
 ROWS = {
     **{
         f"8 bits{pruned}": (share, ["quant=affine", "quant.widths=[8]", "quant.first_last=8"])
-        for share, pruned in ((0.0, ""), (0.3, ", 30% pruned"), (0.5, ", 50% pruned"))
+        for share, pruned in ((0.0, ""), (0.3, ", 30% pruned"))
     },
     "SmartDeal, 4 bits": (0.0, ["quant=smart_deal", "quant.first_last=w4a8"]),
     "SmartDeal, 3 bits": (

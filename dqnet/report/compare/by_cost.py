@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from dqnet.errors import unknown_name
-from dqnet.report.compare.export_runs import exported_name
+from dqnet.report.compare.export_runs import CASCADE, exported_name
 from dqnet.report.compare.figure import COLOURS, LOG_FROM
+from dqnet.report.runs import reading
+from dqnet.runtime.files import read_json
 
 #: of the packed network, which is no cost of an image
 BYTES = "bytes"
@@ -24,7 +27,7 @@ DIVISORS = {BYTES: 1e3, "energy": 1e6, "bit_flops": 1e6}
 
 
 def cost_points(table: pd.DataFrame, cost: str) -> pd.DataFrame:
-    """Runs whose cost is known, by ascending cost.
+    """Runs whose cost is known, and cascades that are saved in their folders, by ascending cost.
 
     Args:
         table: of :func:`dqnet.report.compare.groups.run_table`.
@@ -36,17 +39,37 @@ def cost_points(table: pd.DataFrame, cost: str) -> pd.DataFrame:
     Raises:
         UserError: if no run has it, with those that there are.
     """
-    found = table["bytes"] if cost == BYTES else table["costs"].map(lambda own: own.get(cost))
-    rows = pd.DataFrame({
-        "run": [exported_name(Path(folder).name) for folder in table["folder"]],
-        "top1": table["top1"].astype(float),
-        "cost": pd.to_numeric(found),
-    }).dropna()  # fmt: skip
+    own = [
+        {"run": _name(run), "top1": run.top1, BYTES: run.bytes, **run.costs}
+        for run in table.itertuples()
+    ]
+    own += [cascade for run in table.itertuples() for cascade in _cascade(run)]
+    columns = ["run", "top1", cost]
+    rows = pd.DataFrame(own).reindex(columns=columns).rename(columns={cost: "cost"}).dropna()
     if rows.empty:
-        known = sorted({name for own in table["costs"] for name in own} | {BYTES})
+        known = sorted({name for costs in table["costs"] for name in costs} | {BYTES})
         raise unknown_name("cost", cost, known, "(no run has it)")
+    rows = rows.astype({"top1": float, "cost": float})
     order = ["cost", "top1", "run"]
     return rows.sort_values(order, ascending=[True, False, True], ignore_index=True)
+
+
+def _name(run: Any) -> str:
+    return exported_name(Path(run.folder).name)
+
+
+def _cascade(run: Any) -> Iterator[dict[str, Any]]:
+    """The cascade that was saved in a run's folder, once it was evaluated."""
+    path = Path(run.folder) / CASCADE
+    if path.exists():
+        with reading(path):
+            found = read_json(path)
+            yield {
+                "run": f"{_name(run)}, cascade",
+                "top1": found["top1"],
+                BYTES: found["weight_bytes"],
+                **found["costs"],
+            }
 
 
 def draw_by_cost(points: pd.DataFrame, cost: str, title: str, paths: Iterable[Path]) -> None:

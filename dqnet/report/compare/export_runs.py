@@ -16,7 +16,9 @@ from dqnet.runtime.files import read_json, write_json
 
 #: files that are copied as they are, and those in which paths are shortened
 FILES = ("summary.json", "metrics.jsonl", "curve.csv", "plan.json", "packed.json")
-EVALUATIONS = ("eval.json", "cascade.json")
+#: of a cascade that is saved in a run's folder
+CASCADE = "cascade/eval.json"
+EVALUATIONS = ("eval.json", "cascade.json", CASCADE)
 RECORDS = (".hydra/config.yaml", ".hydra/overrides.yaml")
 #: parts of a run folder's name that hold paths of the machine
 PATHS = ("data.root=", "model.checkpoint_path=")
@@ -72,6 +74,7 @@ def _copy(source: Path, destination: Path) -> None:
         if name in FILES:
             shutil.copyfile(source / name, destination / name)
         elif name in EVALUATIONS:
+            (destination / name).parent.mkdir(exist_ok=True)
             write_json(destination / name, without_paths(read_json(source / name)))
         else:
             content = without_paths(OmegaConf.to_container(OmegaConf.load(source / name)))

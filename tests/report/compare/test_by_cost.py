@@ -43,6 +43,23 @@ def test_bytes_are_those_of_the_file_that_was_written(runs):
     assert list(energy["run"]) == ["plain", "coded"]
 
 
+def test_a_saved_cascade_is_a_point_of_its_own(runs, tmp_path):
+    (runs / "plain/cascade").mkdir()
+    found = {
+        "top1": 89.0,
+        "weight_bytes": 900,
+        "costs": {"energy": 7.0},
+        "checkpoint": "/x/best.pt",
+    }
+    (runs / "plain/cascade/eval.json").write_text(json.dumps(found))
+    kept = tmp_path / "kept"
+    main([str(runs), "--out", str(tmp_path / "out"), "--by", "energy", "--keep", str(kept)])
+    for folder in (runs, kept):
+        points = cost_points(table_of(folder), "energy")
+        last = points.iloc[-1]
+        assert (last.run, last.top1, last.cost) == ("plain, cascade", 89.0, 7.0)
+
+
 def test_runs_that_none_beats():
     generator = np.random.default_rng(0)
     for _ in range(20):

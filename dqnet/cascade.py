@@ -11,7 +11,7 @@ look again, at another view of the image (selective test-time augmentation: Moce
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -195,6 +195,16 @@ class Cascade(nn.Module):
                 lambda w: F.cross_entropy(first * w + second * (1 - w), labels), (0.0, 1.0)
             )
             self.weight.fill_(weight)
+
+    def described(self) -> dict[str, Any]:
+        """Its settings and numbers, as files hold them."""
+        return {
+            "view": self.view,
+            "combine": self.combine,
+            "threshold": self.threshold.item(),
+            "temperatures": self.temperatures.tolist(),
+            "weight": self.weight.item(),
+        }
 
     def extra_repr(self) -> str:
         return f"view={self.view}, combine={self.combine}, threshold={self.threshold:.4g}"

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from dqnet.config import ControllerConfig
 from dqnet.controllers import build_controller, check_controller
-from dqnet.dataflow import PLAIN_LAYERS, dataflow
+from dqnet.convertible import check_convertible, check_model
+from dqnet.dataflow import dataflow
 from dqnet.errors import UserError, unknown_name
 from dqnet.formats import MAX_BITS, MIN_BITS, Precision, common_precisions
 from dqnet.graph import operations
 from dqnet.layers import QuantConv2d, QuantLayer, QuantLinear
 from dqnet.layers.following_norm import FORMS, FollowingNorm
-from dqnet.layers.quant_layer import Quantization
+from dqnet.layers.quantization import Quantization
 from dqnet.layers.winograd import Winograd
 from dqnet.module_swap import swap_modules
 from dqnet.network import QuantizedModel
@@ -26,10 +27,8 @@ from dqnet.quantizers import Method, Options, find_quantizers
 from dqnet.residual import ValueQuantizer, check_residual, places
 from dqnet.rules import (
     DEFAULT_STATIC,
-    QUANTIZABLE,
     Rule,
     Rules,
-    before_split,
     plan_by_rules,
     with_winograd,
 )
@@ -176,7 +175,7 @@ def make_plan(
         A pass through the model, the split point's name, and what every layer is to run at: the
         plan that is given, if it fits the model, or else one by the rules.
     """
-    _check_model(model, sample_input)
+    check_model(model, sample_input)
     controller = controller or ControllerConfig()
     dynamic = rules.dynamic if given is None else bool(given.routed)
     split = split_point(model, shared_until, controller, dynamic)
@@ -191,7 +190,7 @@ def make_plan(
     made = plan_by_rules(model, trace, rules, split.name)
     if given is not None:
         made = given.for_images_of(made)
-    _check_convertible(model, trace, made, split.name)
+    check_convertible(model, trace, made, split.name)
     if not any(layer.role != "full" for layer in made.layers):
         raise UserError("no layer is left to quantize; full_precision matches every one")
     if dynamic and not made.routed:
@@ -241,34 +240,6 @@ def _norms_to_fold(
     return {model.get_submodule(a): model.get_submodule(b) for a, b in found.items()}
 
 
-def _check_convertible(model: nn.Module, trace: Trace, plan: Plan, split: str | None) -> None:
-    """Raises UserError for a layer that cannot run at what the plan says."""
-    kept = [layer.name for layer in plan.layers if layer.role == "full"]
-    for layer in plan.layers:
-        if layer.role == "full":
-            continue
-        name = layer.name
-        module = model.get_submodule(name) if name in trace.layers else None
-        remedy = f"full_precision={[*kept, name]}"
-        if not isinstance(module, QUANTIZABLE) or type(module) not in PLAIN_LAYERS:
-            kind = "product of activations" if module is None else type(module).__name__
-            raise UserError(
-                f"layer {name!r} is a {kind}, which has no quantized form; "
-                f"keep it as it is with {remedy}"
-            )
-        if "weight" not in module._parameters:
-            raise UserError(
-                f"layer {name!r} computes its weight (weight norm, pruning); make it a parameter "
-                "first (remove_weight_norm, prune.remove), or keep the layer as it is with "
-                f"{remedy}"
-            )
-        if layer.role == "routed" and before_split(trace.layers[name], trace, split):
-            raise UserError(
-                f"layer {name!r} runs before the split point {split!r}, where an image's widths "
-                "are not known yet: give it one width, or choose an earlier shared_until"
-            )
-
-
 def _quantized(module: nn.Module, own: LayerPlan, how: Quantization, signed: bool) -> QuantLayer:
     """A quantized layer that shares a float one's parameters and hooks."""
     form = QuantConv2d if isinstance(module, nn.Conv2d) else QuantLinear
@@ -282,26 +253,3 @@ def _quantized(module: nn.Module, own: LayerPlan, how: Quantization, signed: boo
     hooks = {k: v for k, v in vars(module).items() if "_hook" in k and "state_dict" not in k}
     vars(layer).update(hooks)
     return layer
-
-
-def _check_model(model: nn.Module, sample_input: Tensor) -> None:
-    """Raises UserError for what is not a float model, or not a batch of images."""
-    if not isinstance(model, nn.Module):
-        raise UserError(f"the model is a {type(model).__name__}; it must be an nn.Module")
-    if any(isinstance(module, QuantLayer) for module in model.modules()):
-        raise UserError("the model is already converted; convert a float one")
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise UserError(f"convert what is in the {type(model).__name__}: its .module")
-    if isinstance(model, QUANTIZABLE):
-        raise UserError(
-            "the model is a single layer; convert it with QuantConv2d.from_float (QuantLinear), or "
-            "inside an nn.Sequential"
-        )
-    if not isinstance(sample_input, Tensor):
-        kind = type(sample_input).__name__
-        raise UserError(f"sample_input is a {kind}; give a tensor, e.g. torch.zeros(1, 3, 32, 32)")
-    if sample_input.dim() != 4 or not sample_input.is_floating_point():
-        raise UserError(
-            f"sample_input must be images [N, C, H, W] of floating point, not {sample_input.dtype} "
-            f"{list(sample_input.shape)}"
-        )

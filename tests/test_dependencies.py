@@ -20,6 +20,7 @@ ORDER = [
     "trace dataflow norm_pairs graph residual module_swap same_function plan rules split "
     "state_dicts structure backbone_interface controllers",
     "network",
+    "convertible",
     "convert fold calibration transforms",
     "post_training pruning",
     "costs",

@@ -12,6 +12,7 @@ CASES = [
     *train_cases.CONTRADICTIONS,
     *train_cases.COSTS,
     *train_cases.SEARCHES,
+    *train_cases.COMPRESSION,
     *train_cases.PLANS,
     *train_cases.FOLDERS,
     *train_cases.IMAGES,

@@ -165,6 +165,30 @@ SEARCHES = of_train(
     ("search=table search.epochs=0", "search.epochs 0", "at least 1"),
 )
 
+_STATIC = "quant=affine quant.widths=[8]"
+COMPRESSION = of_train(
+    ("prune=magnitud", "prune 'magnitud'", "'magnitude'"),
+    ("prune.ratio=0.5", "do nothing by themselves", "prune=magnitude"),
+    ("quant=none prune=magnitude prune.ratio=1", "prune.ratio 1.0", "[0, 1)"),
+    ("quant=none prune=magnitude prune.scope=all", "prune.scope 'all'", "'global'"),
+    ("quant=none prune=magnitude prune.layers={nope:0.5}", "layer 'nope'", "'linear'"),
+    ("quant=none prune=keep", "the weights have none", "model.checkpoint_path=FILE"),
+    ("prune=magnitude quant=dorefa", "'layer1.0.conv1'", "use lsq or affine"),
+    ("prune=soft_filters trainer.epochs=0 quant=none", "after every epoch", "trainer.epochs"),
+    (f"{_STATIC} quant.winograd.tile=3", "winograd tile 3", "2 or 4"),
+    ("quant.winograd.tile=4", "routed among several precisions", "quant.widths=[8]"),
+    ("model.transforms=[{name:gost}]", "transform 'gost'", "'ghost'"),
+    ("model.transforms=[{name:ghost,rato:2}]", "transform 'ghost' 'rato'", "'ratio'"),
+    ("model.transforms=[{name:ghost,ratio:1}]", "ratio 1 of ghost", "from 2"),
+    (
+        "model.transforms=[{name:parallel_groups,groups:3,widen:false}]",
+        "'layer1.0.conv1' has 16 channels",
+        "3 groups",
+    ),
+    ("quant=smart_deal quant.weight.options.sparsity=1", "sparsity 1", "below 1"),
+    ("quant=codebook +quant.options.keep_zeros=true", "'keep_zeros'", "'keep_zero'"),
+)
+
 PLANS = of_train(
     ("quant.plan=nowhere.json", "nowhere.json cannot be read", "No such file"),
     ("quant.plan=text.pt", "text.pt is not JSON"),

@@ -48,14 +48,7 @@ def summarize_cascade(
             "macs": _macs(evaluation),
             "controller_params": sum(own.params for own in costs),
             "controller_macs": sum(own.macs for own in costs),
-            "cascade": {
-                "view": cascade.view,
-                "combine": cascade.combine,
-                "threshold": cascade.threshold.item(),
-                "temperatures": cascade.temperatures.tolist(),
-                "weight": cascade.weight.item(),
-                "share": evaluation.share,
-            },
+            "cascade": cascade.described() | {"share": evaluation.share},
         }
     )
 

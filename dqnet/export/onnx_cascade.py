@@ -188,13 +188,7 @@ def _metadata(cascade: Cascade, first: NetworkFile, second: NetworkFile) -> dict
     passes = first.metadata, second.metadata
     common = {key: first.metadata[key] for key in ("version", "form", "image_shape")}
     return common | {
-        "cascade": {
-            "view": cascade.view,
-            "combine": cascade.combine,
-            "threshold": cascade.threshold.item(),
-            "temperatures": cascade.temperatures.tolist(),
-            "weight": cascade.weight.item(),
-        },
+        "cascade": cascade.described(),
         "passes": list(passes[: 1 if cascade.second is None else 2]),
         "precisions": [],
         "routed": [],

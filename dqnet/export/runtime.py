@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from dqnet.cascade import CascadeOutput
 from dqnet.errors import UserError, unknown_name
+from dqnet.export.adapted import has_vnni, required_inputs, unsigned_weights
 from dqnet.export.integer import SAFE_CODE
 from dqnet.export.onnx_routing import FORCED, LAMBDA
 from dqnet.export.onnx_writer import ENTRY, import_onnx
@@ -210,8 +210,8 @@ def _onnxruntime(content: bytes, metadata: dict[str, Any], threads: int) -> Sess
     if metadata["form"] == "exact":
         # It would make integer convolutions whose bias is rounded to their own scale.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-    elif metadata["largest_weight_code"] > SAFE_CODE and not _has_vnni():
-        content = _unsigned_weights(content)
+    elif metadata["largest_weight_code"] > SAFE_CODE and not has_vnni():
+        content = unsigned_weights(content)
     session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
     return lambda feeds: session.run(None, feeds)
 
@@ -223,7 +223,7 @@ def _openvino(content: bytes, metadata: dict[str, Any], threads: int) -> Session
         raise UserError("openvino is not installed: pip install dqnet[openvino]") from error
     # Its first use of NumPy deadlocks where two threads make it at the same time.
     openvino.Tensor(np.zeros(1, np.float32))
-    content, defaults = _required_inputs(content)
+    content, defaults = required_inputs(content)
     core = openvino.Core()
     model = core.read_model(content)
     options = {
@@ -232,7 +232,7 @@ def _openvino(content: bytes, metadata: dict[str, Any], threads: int) -> Session
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
     }
-    saturates = metadata["largest_weight_code"] > SAFE_CODE and not _has_vnni()
+    saturates = metadata["largest_weight_code"] > SAFE_CODE and not has_vnni()
     if saturates or metadata["residual"]:
         # Computes in float32. Its integer transformations are wrong where a code is requantized for
         # a convolution and also added to what that convolution's output was quantized to.
@@ -266,44 +266,3 @@ def _qonnx(content: bytes, metadata: dict[str, Any], threads: int) -> Session:
         return [execute_onnx(whole, feeds)["logits"]]
 
     return run
-
-
-def _has_vnni() -> bool:
-    """Whether products of 8 bits are summed in 32; False where it is not known."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return True
-    try:
-        flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
-    except OSError:
-        return False
-    return any("vnni" in flag for flag in flags)
-
-
-def _unsigned_weights(content: bytes) -> bytes:
-    """A file of form integer whose int8 constants, weights and their zeros, are uint8.
-
-    Its products are summed in 32 bits on every processor: ``session.x64quantprecision`` would do
-    so, but not for convolutions of this kind.
-    """
-    onnx = import_onnx()
-    model = onnx.load_from_string(content)
-    for own in model.graph.initializer:
-        if own.data_type == onnx.TensorProto.INT8:
-            codes = onnx.numpy_helper.to_array(own).astype(np.int16) + 128
-            own.CopyFrom(onnx.numpy_helper.from_array(codes.astype(np.uint8), own.name))
-    return model.SerializeToString()
-
-
-def _required_inputs(content: bytes) -> tuple[bytes, dict[str, np.ndarray]]:
-    """A file whose inputs are all required, and the defaults that they had.
-
-    OpenVINO takes an input that has a default for a constant.
-    """
-    onnx = import_onnx()
-    model = onnx.load_from_string(content)
-    inputs = {own.name for own in model.graph.input}
-    optional = [own for own in model.graph.initializer if own.name in inputs]
-    for own in optional:
-        model.graph.initializer.remove(own)
-    defaults = {own.name: onnx.numpy_helper.to_array(own) for own in optional}
-    return model.SerializeToString(), defaults

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from dqnet.errors import UserError
 from dqnet.formats import Precision
 from dqnet.layers.geometry import ConvGeometry
-from dqnet.layers.quant_layer import Quantization, QuantLayer
+from dqnet.layers.quant_layer import QuantLayer
+from dqnet.layers.quantization import Quantization
 from dqnet.layers.winograd import Winograd, why_direct
 from dqnet.layers.winograd_domain import WinogradDomain
 from dqnet.processes import gathered
@@ -36,7 +37,7 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
 
     Args:
         widths: candidate precisions, ascending: bits, each from 1 to 16, or ``"w4a8"``.
-        quantizer, options, width_affine: as of :class:`~dqnet.layers.quant_layer.Quantization`.
+        quantizer, options, width_affine: as of :class:`~dqnet.layers.quantization.Quantization`.
         signed: whether the input can be negative.
         args, kwargs: those of ``nn.Conv2d``. ``padding="same"`` is allowed with any stride and
             means an output of ``ceil(size / stride)``.

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from dqnet.errors import UserError
 from dqnet.formats import Precision
 from dqnet.layers.geometry import LinearGeometry
-from dqnet.layers.quant_layer import Quantization, QuantLayer
+from dqnet.layers.quant_layer import QuantLayer
+from dqnet.layers.quantization import Quantization
 from dqnet.quantizers import Method, Options
 from dqnet.recording import refuse_symbols
 

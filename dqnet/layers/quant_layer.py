@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,33 +14,15 @@ from dqnet.layers.following_norm import FollowingNorm
 from dqnet.layers.geometry import Geometry
 from dqnet.layers.gradient_bits import quantize_gradient
 from dqnet.layers.input_codes import InputCodes
+from dqnet.layers.quantization import Quantization
 from dqnet.layers.routed import Pass, routed
 from dqnet.layers.router import Column, Router, check_one_hot
 from dqnet.layers.weight_cache import WeightCache
 from dqnet.layers.width_affine import WidthAffine
 from dqnet.layers.width_groups import WidthGroups
 from dqnet.processes import gathered
-from dqnet.quantizers import Codes, Method, Options, Quantizer, build_quantizers
+from dqnet.quantizers import Codes, Quantizer, build_quantizers
 from dqnet.recording import captured, refuse_recording, refuse_scripting, tracer
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """How a layer is quantized.
-
-    Attributes:
-        quantizer: a method by name or class, or a pair of them for weight and input.
-        options: the quantizers' own arguments; a pair where the two differ.
-        width_affine: whether each precision scales and shifts its output by values of its own,
-            which are learned (see :mod:`dqnet.layers.width_affine`). Nothing with one precision.
-        gradient_bits: what the gradient to the output is quantized to in training (see
-            :mod:`dqnet.layers.gradient_bits`); ``None``: it is not.
-    """
-
-    quantizer: Method = "dorefa"
-    options: Options = None
-    width_affine: bool = False
-    gradient_bits: int | None = None
 
 
 class QuantLayer(nn.Module):

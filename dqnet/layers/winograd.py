@@ -104,7 +104,7 @@ class Winograd:
 
     def __post_init__(self) -> None:
         if self.tile not in ALGORITHMS:
-            raise UserError(f"winograd tile {self.tile!r} must be 2 or 4, for F(4x4, 3x3)")
+            raise UserError(f"winograd tile {self.tile!r} must be 2 or 4: F(2x2, 3x3), F(4x4, 3x3)")
         if self.scales not in SCALES:
             raise unknown_name("winograd scales", str(self.scales), SCALES)
         if type(self.bits) is not int or not LEAST_BITS <= self.bits <= MOST_BITS:

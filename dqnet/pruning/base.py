@@ -42,6 +42,10 @@ class Pruning:
         self.updates = updates
         if not prunable_layers(model):
             raise UserError("prune: the network has no convolution or fully connected layer")
+        self._set_up(config, model, image_shape)
+
+    def _set_up(self, config: PruneConfig, model: nn.Module, image_shape: tuple[int, ...]) -> None:
+        """What a method does at the start; ``networks`` and ``updates`` are known."""
 
     def before_epoch(self) -> None:
         """Before the first step of an epoch, or the first after a stop within it."""

@@ -33,16 +33,8 @@ class SoftFilters(Pruning):
         aside: of each network: its values at the end of the epoch, by name, to be put back.
     """
 
-    def __init__(
-        self,
-        config: PruneConfig,
-        model: nn.Module,
-        average: nn.Module | None,
-        image_shape: tuple[int, ...],
-        updates: int,
-    ) -> None:
-        super().__init__(config, model, average, image_shape, updates)
-        if not updates:
+    def _set_up(self, config: PruneConfig, model: nn.Module, image_shape: tuple[int, ...]) -> None:
+        if not self.updates:
             raise UserError(
                 "prune=soft_filters zeroes filters after every epoch, and there is none: set "
                 "trainer.epochs"

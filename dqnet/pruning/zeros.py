@@ -22,15 +22,7 @@ class KeptZeros(Pruning):
         zeros: bool by layer, of the shape of its weight: where it is zero and stays so.
     """
 
-    def __init__(
-        self,
-        config: PruneConfig,
-        model: nn.Module,
-        average: nn.Module | None,
-        image_shape: tuple[int, ...],
-        updates: int,
-    ) -> None:
-        super().__init__(config, model, average, image_shape, updates)
+    def _set_up(self, config: PruneConfig, model: nn.Module, image_shape: tuple[int, ...]) -> None:
         self.layers = prunable_layers(model)
         self.zeros = self._start(config)
         check_zero(self.layers, fixed=self._fixed(config))

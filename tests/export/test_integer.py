@@ -9,10 +9,10 @@ from networks import converted, images
 
 import dqnet
 from dqnet.errors import UserError
+from dqnet.export.adapted import unsigned_weights
 from dqnet.export.integer import to_integer
 from dqnet.export.interpret import interpret
 from dqnet.export.lower import lower
-from dqnet.export.runtime import _unsigned_weights
 
 SMALL = {"first_last": 8, "residual": 8}
 HOWS = {
@@ -31,7 +31,7 @@ HOWS = {
 
 def codes_in_onnxruntime(path, x, grids):
     """Every code that the file's main graph computes, channels first, and the logits."""
-    model = onnx.load_from_string(_unsigned_weights(path.read_bytes()))
+    model = onnx.load_from_string(unsigned_weights(path.read_bytes()))
     names = [name for node in model.graph.node for name in node.output]
     uint8 = onnx.TensorProto.UINT8
     model.graph.output.extend(

@@ -29,6 +29,7 @@ class DataConfig:
     val_fraction: float = MISSING  # of the training part, in [0, 1)
     workers: int = MISSING  # decoding processes, used when cache is false
     damaged: str = "stop"  # or "skip" damaged images; older checkpoints lack it
+    corruption: float = 0.0  # share that is blurred, noisy or of half the resolution
 
 
 @dataclass
@@ -245,6 +246,7 @@ class EvalDataConfig:
     batch_size: int | None = None
     workers: int | None = None
     damaged: str | None = None
+    corruption: float | None = None
     download: bool = False  # whatever the checkpoint says, which may be a stranger's
 
 

@@ -25,6 +25,7 @@ RANGES: dict[str, Range] = {
     "data.crop_padding": _NOT_NEGATIVE,
     "data.workers": _NOT_NEGATIVE,
     "data.val_fraction": _BELOW_1,
+    "data.corruption": _SHARE,
     "data.std": _ABOVE_0,
     "quant.calibration.images": _AT_LEAST_1,
     "quant.post_training.adaround": _NOT_NEGATIVE,

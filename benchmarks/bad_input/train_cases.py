@@ -17,6 +17,7 @@ NAMES = of_train(
     ("quant.choice_gradient=exakt", "choice_gradient 'exakt'", "'exact'"),
     ("data=cifar", "data 'cifar'", "'cifar10'", "'cifar100'"),
     ("data.damaged=ignore", "data.damaged 'ignore'", "skip", "stop"),
+    ("data.corruption=2", "data.corruption", "in [0, 1]"),
     ("experiment=nope", "experiment 'nope'"),
     ("optim=sdg", "optim 'sdg'", "'sgd'"),
     ("optim.name=sgdd", "optimizer 'sgdd'", "'sgd'"),
@@ -233,6 +234,7 @@ IMAGES = of_train(
     (f"{_FOLDER}floats", "floats/train/dog/1.tif", "8 or 16 bits"),
     (f"{_FOLDER}integers", "integers/train/dog/1.tif", "8 or 16 bits"),
     (f"{_FOLDER}broken_link", "broken_link/train/dog/1.png", "No such file"),
+    (f"{_FOLDER}cut_png data.damaged=skip data.corruption=0.5 data.cache=false", "data.cache=true"),
     (f"{_FOLDER}broken_link data.damaged=skip", "broken_link/train/dog/1.png", "No such file"),
     (f"{_FOLDER}all_damaged data.damaged=skip", "without images: dog", "left out: 2 damaged"),
 )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dqnet.config import DataConfig
 from dqnet.data.array_loader import ArrayLoader
+from dqnet.data.corruption import corrupt
 from dqnet.data.file_loader import FileLoader
 from dqnet.data.loader import Loader, Loaders
 from dqnet.data.order import BatchOrder
@@ -50,7 +51,7 @@ def load_data(config: DataConfig) -> Splits:
             f"data.mean has {means} values and data.std has {stds}, the images have {channels} "
             f"channel{'s' if channels > 1 else ''}"
         )
-    return splits
+    return corrupt(splits, config.corruption) if config.corruption else splits
 
 
 def _resolve(target: str) -> Callable[[DataConfig], Splits]:

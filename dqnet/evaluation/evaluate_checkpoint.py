@@ -18,7 +18,7 @@ from dqnet.costs.sparsity import measure_sparsity
 from dqnet.errors import UserError
 from dqnet.evaluation.cascade import CascadeEvaluation
 from dqnet.evaluation.cascade_figures import cascade_controls, cascade_curve, summarize_cascade
-from dqnet.evaluation.controls import compare, control_routings, cost_at_top1
+from dqnet.evaluation.controls import compare, control_routings, cost_at_top1, fixed_routing
 from dqnet.evaluation.curve import (
     curve_lambdas,
     curve_points,
@@ -160,7 +160,11 @@ def _other_routings(
     """
     model, device = trained.model, trained.device
     routings = curve_routings(model, own.scores, lambdas, controls) if lambdas else {}
-    routings |= control_routings(own) if controls else {}
+    if controls:
+        print_line(console, "searching for the best fixed routing")
+        with device.autocast():
+            best = fixed_routing(model, own, trained.searched())
+        routings |= control_routings(own, best)
     if not routings:
         return None, None
     batches = track(

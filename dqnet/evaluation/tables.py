@@ -12,12 +12,21 @@ from dqnet.formats import Precision
 from dqnet.training.tables import print_summary
 from dqnet.units import MEGA
 
-#: controls of a single pass over the images, the latter two of a cascade
+#: controls of a single pass over the images, the last two of a cascade
 OTHER_CONTROLS = {
     "fixed": "fixed, the most frequent",
+    "best_fixed": "best fixed of no more cost",
     "once": "all images once",
     "twice": "all images twice",
 }
+
+#: what own routing is worth: name, unit and form
+GAINS = (
+    ("instance gain", " points", "+.2f"),
+    ("loss gain", "", "+.4f"),
+    ("benefit", " points", "+.2f"),
+    ("loss benefit", "", "+.4f"),
+)
 
 
 def print_evaluation(
@@ -84,8 +93,12 @@ def print_controls(console: Console, controls: Mapping[str, Any]) -> None:
     console.print(table)
 
     table = Table(title="own against shuffled", show_header=False, title_justify="left")
-    for name, unit, form in (("instance gain", " points", "+.2f"), ("loss gain", "", "+.4f")):
-        gain = controls[name.replace(" ", "_")]
+    if "benefit" in controls:
+        table.title += " and, benefit, against best fixed"
+    for name, unit, form in GAINS:
+        gain = controls.get(name.replace(" ", "_"))
+        if gain is None:
+            continue
         points, low, high = (f"{gain[end]:{form}}" for end in ("points", "low", "high"))
         interval = f"{gain['confidence']:.0%} interval {low} to {high}"
         table.add_row(name, f"{points}{unit} ({interval})")

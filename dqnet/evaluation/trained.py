@@ -24,6 +24,7 @@ from dqnet.network import QuantizedModel
 from dqnet.plan import Plan, PlanMismatchError
 from dqnet.processes import launched
 from dqnet.runtime.devices import Device
+from dqnet.search.base import Batch
 from dqnet.training.build import build_model
 from dqnet.training.checkpoint import check_same_data, config_of, load_checkpoint
 from dqnet.training.objective import Objective
@@ -32,6 +33,8 @@ from dqnet.training.tables import print_left_out
 from dqnet.training.weights import load_own_weights
 
 PARTS = ("test", "val")
+#: images that a routing is chosen by, as a search for a plan has them by default
+SEARCHED = 2000
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,17 @@ class Trained:
     def how(self) -> tuple[Callable[[Tensor], Tensor], Callable[[], Any]]:
         """What moves images to where the model is, and what makes the context of a precision."""
         return self.device.images, self.device.autocast
+
+    def searched(self) -> list[Batch]:
+        """Images and labels that a routing for all images is chosen by, about SEARCHED at most."""
+        if self.data.searched is not None:
+            given, step = self.data.searched, 1
+        else:
+            given = self.data.calibration
+            # They may be in the order of their classes.
+            step = max(1, round(len(given.order.indices) / SEARCHED))
+        place = self.device.torch_device
+        return [(self.device.images(x[::step]), y[::step].to(place)) for x, y in given]
 
     def calibrate(self) -> Calibration:
         """Of a dynamic network: one pass over the calibration images."""

@@ -22,6 +22,7 @@ from dqnet.evaluation.controls import (
     control_routings,
     cost_at_top1,
     derangement,
+    fixed_routing,
 )
 from dqnet.evaluation.routings import Routed, evaluate_routings
 from dqnet.measurement import evaluate
@@ -29,6 +30,7 @@ from dqnet.network import Output, QuantizedModel, ScoredOutput
 from dqnet.training.build import build_model
 
 N, L, K = 60, len(ROUTED), 3
+BEST = [1] * L
 
 
 class Picky(QuantizedModel):
@@ -107,7 +109,7 @@ def test_one_image_has_nobody_to_swap_with():
 
 def test_shuffled_routings_are_the_own_ones_of_others(built, batches):
     own = own_of(built, batches)
-    routings = control_routings(own)
+    routings = control_routings(own, BEST)
     for seed, shuffled in zip(SEEDS, routings["shuffled"], strict=True):
         assert sorted(shuffled.tolist()) == sorted(own.chosen.tolist())
         assert torch.equal(shuffled, own.chosen[derangement(N, seed)].byte())
@@ -115,7 +117,7 @@ def test_shuffled_routings_are_the_own_ones_of_others(built, batches):
 
 def test_random_routings_have_the_frequencies_and_nothing_in_common(picky, batches):
     own = own_of(picky, batches)  # all layers agree, at 30, 20 and 10 images
-    routings = control_routings(own, range(200))
+    routings = control_routings(own, BEST, range(200))
     drawn = routings["random"].flatten(0, 1).long()
     shares = F.one_hot(drawn, K).double().mean(0)
     np.testing.assert_allclose(shares, np.tile([1 / 2, 1 / 3, 1 / 6], (L, 1)), atol=0.02)
@@ -124,9 +126,23 @@ def test_random_routings_have_the_frequencies_and_nothing_in_common(picky, batch
 
 
 def test_fixed_and_single_routings(picky, batches):
-    routings = control_routings(own_of(picky, batches))
+    routings = control_routings(own_of(picky, batches), BEST)
     assert routings["fixed"].tolist() == [[[0] * L] * N]
+    assert routings["best_fixed"].tolist() == [[BEST] * N]
     assert routings["single"].tolist() == [[[k] * L] * N for k in range(K)]
+
+
+def test_the_best_fixed_routing_costs_no_more_and_loses_less(built, batches):
+    own = own_of(built, batches)
+    found = fixed_routing(built, own, batches)
+    tried = torch.tensor([found, *control_routings(own, found)["single"][:, 0].tolist()])
+    answers = answers_of(built, batches, own, {"tried": tried.byte()[:, None].expand(-1, N, -1)})
+    best, *single = answers["tried"].metrics
+    assert best["bit_flops"] <= own.metrics["bit_flops"]
+    affordable = [row["loss"] for row in single if row["bit_flops"] <= own.metrics["bit_flops"]]
+    assert affordable
+    assert all(best["loss"] <= loss + 1e-6 for loss in affordable)
+    assert not built.training
 
 
 # What the network answers with them
@@ -157,7 +173,7 @@ def test_answers_are_those_of_each_image_alone(built, batches):
 
 def test_no_image_runs_twice_with_one_routing(built, batches, monkeypatch):
     own = own_of(built, batches)
-    routings = control_routings(own)
+    routings = control_routings(own, BEST)
     forward, runs = built.forward, []
 
     def counted(images, **kwargs):
@@ -188,7 +204,7 @@ def test_own_answers_are_taken_over(built, batches):
 
 def test_gain_of_a_network_that_needs_its_routing(picky, batches, wanted):
     own = own_of(picky, batches)
-    controls = compare(own, answers_of(picky, batches, own, control_routings(own)))
+    controls = compare(own, answers_of(picky, batches, own, control_routings(own, BEST)))
     # Shuffled, an image is right if and only if the one whose routing it gets wants the same.
     lucky = [(wanted[derangement(N, seed)] == wanted).double().mean().item() for seed in SEEDS]
     assert controls["own"]["top1"] == 100
@@ -202,6 +218,12 @@ def test_gain_of_a_network_that_needs_its_routing(picky, batches, wanted):
     loss = controls["loss_gain"]
     assert loss["points"] == pytest.approx(3 * (1 - np.mean(lucky)), rel=1e-6)
     assert controls["fixed"]["top1"] == 50
+    # The best fixed routing that is given, all at the second width, suits 20 of the 60 images.
+    assert controls["best_fixed"]["top1"] == pytest.approx(100 / 3)
+    assert controls["best_fixed"]["widths"] == [3] * L
+    assert controls["benefit"]["points"] == pytest.approx(200 / 3)
+    assert controls["benefit"]["low"] < 200 / 3 < controls["benefit"]["high"]
+    assert controls["loss_benefit"]["points"] == pytest.approx(3 * 2 / 3, rel=1e-6)
     assert [controls["single"][str(w)]["top1"] for w in (2, 3, 4)] == pytest.approx(
         [100 * 30 / 60, 100 * 20 / 60, 100 * 10 / 60]
     )
@@ -211,14 +233,15 @@ def test_gain_of_a_network_that_needs_its_routing(picky, batches, wanted):
 
 def test_gain_of_a_network_that_ignores_its_routing_is_zero(picky, batches):
     own = own_of(picky, batches)
-    routings = control_routings(own)
+    routings = control_routings(own, BEST)
     answers = {
         kind: Routed(given, *(row.expand(len(given), -1) for row in answer))
         for kind, given in routings.items()
         for answer in [(own.correct, own.losses, own.cost)]
     }
     controls = compare(own, answers)
-    for gain in (controls["instance_gain"], controls["loss_gain"]):
+    for name in ("instance_gain", "loss_gain", "benefit", "loss_benefit"):
+        gain = controls[name]
         assert (gain["points"], gain["low"], gain["high"]) == (0, 0, 0)
 
 
@@ -297,6 +320,10 @@ def test_controls_of_a_run(run, measure, tmp_path):
     assert controls["instance_gain"]["points"] == pytest.approx(figures["top1"] - mean)
     mean = np.mean([row["loss"] for row in controls["shuffled"]])
     assert controls["loss_gain"]["points"] == pytest.approx(mean - figures["loss"])
+    best = controls["best_fixed"]
+    assert best["bit_flops"] <= figures["bit_flops"]
+    assert controls["benefit"]["points"] == pytest.approx(figures["top1"] - best["top1"])
+    assert controls["loss_benefit"]["points"] == pytest.approx(best["loss"] - figures["loss"])
     assert controls["shuffled_bit_flops_at_own_top1"] is None
     assert not (tmp_path / "curve.csv").exists()
 

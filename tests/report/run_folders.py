@@ -55,7 +55,8 @@ def write_run(
     if gain is not None:
         points, low, high = gain
         measured = {"points": points, "low": low, "high": high}
-        content = {"split": split, "budget": budget, "controls": {"instance_gain": measured}}
+        controls = {"instance_gain": measured, "benefit": {k: v - 3 for k, v in measured.items()}}
+        content = {"split": split, "budget": budget, "controls": controls}
         (folder / "eval.json").write_text(json.dumps(content))
     if curve:
         with (folder / "curve.csv").open("w", newline="") as file:

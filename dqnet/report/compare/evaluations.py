@@ -26,8 +26,9 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     Returns:
         ``curve``, the rows of ``curve.csv`` by ascending cost, empty without one. ``gain``,
         ``gain_low`` and ``gain_high``: the instance gain of the controls at the run's own budget,
-        in points, and its interval; missing if they were not run. ``costs`` of the mean image at
-        that budget, by cost model; missing if they were not measured.
+        in points, and its interval; ``benefit``, ``benefit_low`` and ``benefit_high``: those over
+        the best fixed routing; missing if they were not run. ``costs`` of the mean image at that
+        budget, by cost model; missing if they were not measured.
 
     Raises:
         UserError: if a file is broken.
@@ -37,13 +38,14 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
         evaluation = read_json(path) if path.exists() else {}
         if not _is_own(evaluation.get("split", "test"), evaluation.get("checkpoint", "best.pt")):
             return {"curve": NO_CURVE}
-        gain = (evaluation.get("controls") or {}).get("instance_gain")
+        controls = evaluation.get("controls") or {}
         found = {}
         if evaluation.get("budget") is None:
             found = {"costs": evaluation["costs"]} if "costs" in evaluation else {}
-            if gain is not None:
-                names = {"gain": "points", "gain_low": "low", "gain_high": "high"}
-                found |= {name: gain[key] for name, key in names.items()}
+            for name, key in (("gain", "instance_gain"), ("benefit", "benefit")):
+                if key in controls:
+                    ends = {"": "points", "_low": "low", "_high": "high"}
+                    found |= {name + end: controls[key][of] for end, of in ends.items()}
     path = folder / "curve.csv"
     if not path.exists():
         return found | {"curve": NO_CURVE}

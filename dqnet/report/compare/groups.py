@@ -18,13 +18,13 @@ GROUP = ["method", "settings", "kind", "target_bits", "widths"]
 #: what groups have the mean over seeds of
 MEANS = [
     *("top1", "bit_flops", "relative_cost", "bit_flops_std", "mean_width", "distinct_routings"),
-    "gain",
+    *("gain", "benefit"),
 ]
 #: columns of compare.csv: costs in Bit-FLOPs, accuracies in %, time in seconds
 RUN_COLUMNS = [
     *("folder", "method", "label", "kind", "widths", "target_bits", "seed", "top1", "top5", "loss"),
     *("bit_flops", "relative_cost", "bit_flops_std", "mean_width", "distinct_routings", "epochs"),
-    *("seconds", "gain", "gain_low", "gain_high"),
+    *("seconds", "gain", "gain_low", "gain_high", "benefit", "benefit_low", "benefit_high"),
 ]
 
 

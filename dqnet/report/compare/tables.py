@@ -32,6 +32,7 @@ RUNS = {
     "routings": ("distinct_routings", ".0f"),
     "instance gain": ("gain", "+.2f", "gain_seeds"),
     "its interval": "interval",
+    "benefit": ("benefit", "+.2f", "benefit_seeds"),
 }
 PAIRS = {
     "method": "method",

@@ -47,6 +47,7 @@ def test_a_row_per_run(study, tmp_path):
     assert (float(last["bit_flops"]), float(last["bit_flops_std"])) == (10 * UNIT, UNIT)
     assert float(last["relative_cost"]) == 10 / 9
     assert [last[name] for name in ("gain", "gain_low", "gain_high")] == ["0.5", "0.1", "0.9"]
+    assert [last[f"benefit{end}"] for end in ("", "_low", "_high")] == ["-2.5", "-2.9", "-2.1"]
     assert table[0]["bit_flops"] == table[0]["gain"] == table[0]["label"] == ""
 
 

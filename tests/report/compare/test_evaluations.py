@@ -9,6 +9,8 @@ from dqnet.errors import UserError
 from dqnet.report.compare.evaluations import read_evaluation
 
 GAIN = {"gain": 1, "gain_low": 0, "gain_high": 2}
+BENEFIT = {"benefit": -2, "benefit_low": -3, "benefit_high": -1}
+MEASURED = GAIN | BENEFIT
 
 
 def read(folder):
@@ -20,7 +22,15 @@ def read(folder):
 def test_gain_and_curve_by_cost(tmp_path):
     curve = [(9 * UNIT, 80.0), (4 * UNIT, 70.0)]
     found = read(write_run(tmp_path / "run", gain=(1, 0, 2), curve=curve))
-    assert found == (GAIN, [[4 * UNIT, 70], [9 * UNIT, 80]])
+    assert found == (MEASURED, [[4 * UNIT, 70], [9 * UNIT, 80]])
+
+
+def test_an_evaluation_from_before_there_was_a_best_fixed_routing(tmp_path):
+    folder = write_run(tmp_path / "run", gain=(1, 0, 2))
+    content = json.loads((folder / "eval.json").read_text())
+    del content["controls"]["benefit"]
+    (folder / "eval.json").write_text(json.dumps(content))
+    assert read(folder) == (GAIN, [])
 
 
 def test_nothing_measured(tmp_path):
@@ -38,7 +48,7 @@ def test_what_was_measured_on_validation_images_is_no_test_figure(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, found", [("best.pt", (GAIN, [[1, 2]])), ("last.pt", ({}, []))], ids=["best", "last"]
+    "name, found", [("best.pt", (MEASURED, [[1, 2]])), ("last.pt", ({}, []))], ids=["best", "last"]
 )
 def test_what_was_measured_with_another_checkpoint_is_not_the_runs(tmp_path, name, found):
     folder = write_run(tmp_path / "run", gain=(1, 0, 2), curve=[(1, 2)])

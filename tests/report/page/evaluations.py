@@ -119,9 +119,12 @@ def controls(top1=70.0, cost=9e4):
         "shuffled": [{"seed": i, **measured(-0.1 * i)} for i in range(3)],
         "random": [{"seed": i, **measured(-0.2 * i)} for i in range(3)],
         "fixed": measured(-1),
+        "best_fixed": measured(-0.5) | {"widths": ["2", "4"]},
         "single": {"2": measured(-5, 0.5), "4": measured(1, 2)},
         "instance_gain": gain,
         "loss_gain": gain | {"points": -0.01, "low": -0.02, "high": 0.003},
+        "benefit": gain | {"points": -0.5, "low": -0.9, "high": -0.1},
+        "loss_benefit": gain | {"points": -0.02, "low": -0.04, "high": -0.01},
         "shuffled_bit_flops_at_own_top1": 1.1 * cost,
     }
 

@@ -7,6 +7,7 @@ from dqnet.config import ControllerConfig
 from dqnet.convert import quantize
 from dqnet.costs import bit_flops, cost, static_bit_flops
 from dqnet.errors import UserError
+from dqnet.export.biases import round_biases
 from dqnet.export.runtime import load_exported
 from dqnet.export.write import Preprocessing, export_onnx
 from dqnet.fold import fold_batch_norms
@@ -35,6 +36,7 @@ __all__ = [
     "load_exported",
     "models",
     "quantize",
+    "round_biases",
     "static_bit_flops",
     "transforms",
 ]

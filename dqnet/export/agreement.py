@@ -10,6 +10,7 @@ import torch
 from dqnet.config import DataConfig, ExportConfig
 from dqnet.errors import UserError, unknown_name
 from dqnet.evaluation.trained import Trained
+from dqnet.export.biases import round_biases
 from dqnet.export.runtime import RUNTIMES, ExportedNetwork, load_exported
 from dqnet.export.write import FORMS, Preprocessing, check_exportable, export_onnx
 from dqnet.runtime.files import write_json
@@ -43,7 +44,8 @@ def export_trained(trained: Trained, config: ExportConfig, folder: Path) -> dict
         folder: where the files go.
 
     Returns:
-        The content of ``export.json``.
+        The content of ``export.json``. Of an integer network there is a second comparison, with the
+        simulated one after its biases were rounded, which it is left with.
     """
     path = folder / "model.onnx"
     export_onnx(
@@ -59,6 +61,9 @@ def export_trained(trained: Trained, config: ExportConfig, folder: Path) -> dict
         "checkpoint_sha256": trained.sha256,
         **_agreement(trained, net),
     }
+    if config.form == "integer":
+        round_biases(trained.model)
+        content["rounded_biases"] = _agreement(trained, net)
     write_json(folder / "export.json", content)
     return content
 
@@ -97,9 +102,11 @@ def _agreement(trained: Trained, net: ExportedNetwork) -> dict[str, float]:
 
 def agreement_line(content: dict[str, Any]) -> str:
     """What the table of an evaluation says of an export."""
+    rounded = content.get("rounded_biases")
+    end = f"; {rounded['same_predictions']:.2%} if its biases are rounded too" if rounded else ""
     return (
         f"exported, form {content['form']}, {content['file_bytes'] / 1000:.1f} kB: "
         f"{content['same_predictions']:.2%} of {content['images']} predictions are the simulated "
         f"network's in {content['runtime']}, top-1 {content['top1']:.2f} % "
-        f"(simulated {content['simulated_top1']:.2f} %)"
+        f"(simulated {content['simulated_top1']:.2f} %){end}"
     )

@@ -137,9 +137,19 @@ def _with_integers(node: n.Node, graph: n.Graph) -> n.Node:
         return replace(node, operation=replace(own, choices=choices))
     if not isinstance(own, n.Conv):
         return node
-    weight = _in_int8(own.weight, node.output)
-    weight, bias = _with_bias(weight, own.bias, graph.grids[node.inputs[0]].scale)
+    weight, bias = in_integers(own.weight, own.bias, graph.grids[node.inputs[0]], node.output)
     return replace(node, operation=replace(own, weight=weight, bias_codes=bias))
+
+
+def in_integers(
+    weight: n.Weight, bias: np.ndarray, grid: n.Grid, name: str
+) -> tuple[n.Weight, np.ndarray]:
+    """A layer's weight as int8 and its bias, int64 ``[O]``, in the unit that int32 has for it.
+
+    Raises:
+        UserError: for weights that do not fit.
+    """
+    return _with_bias(_in_int8(weight, name), bias, grid.scale)
 
 
 def _in_int8(weight: n.Weight, name: str) -> n.Weight:

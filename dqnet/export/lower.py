@@ -85,7 +85,7 @@ class _Lowering:
     def run(self, steps: Operations) -> n.Graph:
         if self.model.controller is not None and self.model.split_point is None:
             self._route(self.graph.image)
-        folded = _norms_of_layers(steps)
+        folded = norms_of_layers(steps)
         for index, step in enumerate(steps.steps):
             if step.kind == "image":
                 value = self.graph.image
@@ -181,18 +181,12 @@ class _Lowering:
     def _conv(
         self, layer: QuantLayer, k: int, name: str, norm: Operation | None, form: dict[str, Any]
     ) -> n.Conv:
-        weight, bias = weight_of(layer, k, name), _bias(layer)
-        gain = np.ones(len(bias))
-        if layer.affine is not None:
-            gain = _array(layer.affine.gains(layer.quantized_weights()))[k]
-            bias = bias + _array(layer.affine.shift)[k]
-        gain, bias = _with_norm(gain, bias, norm)
-        return n.Conv(scaled(weight, gain), bias, **form)
+        return n.Conv(*weight_and_bias(layer, k, name, norm), **form)
 
     def _other(self, step: Operation) -> str:
         inputs = tuple(self.values[i] for i in step.inputs)
         if step.kind == "norm":
-            scale, shift = _affine(step.module)
+            scale, shift = affine_of(step.module)
             return self.add(n.Affine(scale, shift), inputs, step.name)
         if step.kind in POOLS:
             pool = _pool(POOLS[step.kind], step.options, step.shape[0])
@@ -208,7 +202,20 @@ class _Lowering:
         self.graph.nodes.append(n.Node(n.Choose(), (scores,), self.graph.routing))
 
 
-def _norms_of_layers(steps: Operations) -> dict[int, int]:
+def weight_and_bias(
+    layer: QuantLayer, k: int, name: str, norm: Operation | None
+) -> tuple[n.Weight, np.ndarray]:
+    """Those of a layer with the norm behind it, at its k-th precision; the bias is float64 [O]."""
+    weight, bias = weight_of(layer, k, name), _bias(layer)
+    gain = np.ones(len(bias))
+    if layer.affine is not None:
+        gain = _array(layer.affine.gains(layer.quantized_weights()))[k]
+        bias = bias + _array(layer.affine.shift)[k]
+    gain, bias = _with_norm(gain, bias, norm)
+    return scaled(weight, gain), bias
+
+
+def norms_of_layers(steps: Operations) -> dict[int, int]:
     """Layers whose output a norm alone reads: the layer's index → the norm's."""
     found = {}
     for index, step in enumerate(steps.steps):
@@ -223,7 +230,7 @@ def _bias(layer: nn.Module) -> np.ndarray:
     return np.zeros(len(layer.weight)) if layer.bias is None else _array(layer.bias)
 
 
-def _affine(norm: _BatchNorm) -> tuple[np.ndarray, np.ndarray]:
+def affine_of(norm: _BatchNorm) -> tuple[np.ndarray, np.ndarray]:
     """What a norm multiplies by and adds, in evaluation."""
     if norm.running_mean is None:
         raise UserError("a batch norm without running statistics has no integer form")
@@ -240,7 +247,7 @@ def _with_norm(
     """The gain and the bias of a layer with its norm."""
     if norm is None:
         return gain, bias
-    scale, shift = _affine(norm.module)
+    scale, shift = affine_of(norm.module)
     return gain * scale, bias * scale + shift
 
 

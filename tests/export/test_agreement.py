@@ -34,6 +34,12 @@ def test_a_trained_network_is_exported_and_compared(kind, form, request, measure
     assert content["same_predictions"] >= (0.98 if form == "exact" else 0.9)
     assert content["simulated_top1"] == pytest.approx(results["top1"])
     assert content["file_bytes"] == (done.folder / "model.onnx").stat().st_size
+    assert ("rounded_biases" in content) == (form == "integer")
+    if form == "integer":
+        rounded = content["rounded_biases"]
+        for name in ("same_predictions", "close_logits", "same_routing"):
+            assert rounded[name] == 1, name
+        assert rounded["simulated_top1"] == rounded["top1"] == content["top1"]
     net = dqnet.load_exported(done.folder / "model.onnx")
     assert net.metadata["class_names"] == list("0123456789")
     assert net.metadata["preprocessing"]["size"] == 8

@@ -68,6 +68,46 @@ def test_every_code_is_the_interpreters(name, tmp_path):
     assert np.array_equal(loaded.logits.numpy(), expected["logits"])
 
 
+@pytest.mark.parametrize("name", HOWS)
+@torch.no_grad()
+def test_with_rounded_biases_simulation_computes_the_same_codes(name):
+    network, size, how = HOWS[name]
+    model, x = converted(network, size, **how, **SMALL), images(8, size)
+    before = model(x).logits
+    assert dqnet.round_biases(model) == []
+    assert not torch.equal(model(x).logits, before)
+    graph = lower(model)
+    simulated, whole = interpret(graph, x.numpy()), interpret(to_integer(graph), x.numpy())
+    values = [v for v in simulated if v in graph.grids and v in whole]
+    assert len(values) >= 4
+    steps = {v: np.abs(simulated[v].astype(int) - whole[v]).reshape(len(x), -1) for v in values}
+    # A sum of floats may fall on the other side of a tie, and what follows it differs as well.
+    first = next((step for step in steps.values() if step.any()), np.zeros(1))
+    assert first.max() <= 1
+    assert first.mean() < 1e-4
+    alike = np.all([~step.any(1) for step in steps.values()], 0)
+    assert alike.any()
+    found = model(x).logits.numpy()
+    np.testing.assert_allclose(found[alike], whole["logits"][alike], rtol=1e-4, atol=1e-5)
+    again = {name: value.clone() for name, value in model.state_dict().items()}
+    dqnet.round_biases(model)
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(value, again[key], rtol=1e-6, atol=1e-7)
+
+
+def test_biases_of_several_precisions_without_shifts_of_their_own_stay():
+    how = {"quantizer": "lsq", "widths": [3, 4, 5], "width_affine": False, "shared_until": "layer1"}
+    model = converted("resnet8_cifar", 16, **how, **SMALL)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    kept = dqnet.round_biases(model)
+    assert kept == [layer.name for layer in model.routed_layers]
+    moved = {
+        key for key, value in model.state_dict().items() if not torch.equal(value, before[key])
+    }
+    assert moved
+    assert not any(key.startswith(("backbone.layer2", "backbone.layer3")) for key in moved)
+
+
 @pytest.mark.parametrize("name", ["resnet", "varied", "dynamic"])
 @torch.no_grad()
 def test_it_answers_as_the_simulated_network(name):

@@ -23,7 +23,7 @@ from dqnet.evaluation.bootstrap import CONFIDENCE, RESAMPLES, mean_intervals
 from dqnet.evaluation.routings import Routed
 from dqnet.measurement import Evaluation
 from dqnet.network import QuantizedModel
-from dqnet.search.base import Batch, Problem
+from dqnet.search.base import Batch, Journal, Problem
 from dqnet.search.fixed import best_fixed
 from dqnet.trace import evaluating
 
@@ -49,13 +49,16 @@ def derangement(count: int, seed: int) -> Tensor:
             return order
 
 
-def fixed_routing(model: QuantizedModel, own: Evaluation, batches: Sequence[Batch]) -> list[int]:
+def fixed_routing(
+    model: QuantizedModel, own: Evaluation, batches: Sequence[Batch], journal: Journal
+) -> list[int]:
     """The best routing for all images that costs no more than the mean image of ``own``.
 
     Args:
         model: the network; its training mode is restored.
         own: the network with its own routing, whose most frequent routings the search begins with.
         batches: held-out images and labels to choose by, on the model's device.
+        journal: shows how far the search is.
 
     Returns:
         The index of every layer's width.
@@ -63,7 +66,8 @@ def fixed_routing(model: QuantizedModel, own: Evaluation, batches: Sequence[Batc
     rows, counts = own.chosen.unique(dim=0, return_counts=True)
     starts = rows[counts.argsort(descending=True)[:STARTS]].tolist()
     starts += [own.histogram.argmax(1).tolist(), *_single(own)]
-    problem = Problem(model, batches, find_cost(BIT_FLOPS), own.metrics["bit_flops"])
+    target = own.metrics["bit_flops"]
+    problem = Problem(model, batches, find_cost(BIT_FLOPS), target, journal)
     with evaluating(model), torch.no_grad():
         return best_fixed(problem, starts)
 

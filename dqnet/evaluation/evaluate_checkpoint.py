@@ -35,6 +35,7 @@ from dqnet.network import QuantizedModel
 from dqnet.runtime.files import write_json
 from dqnet.training.logging import check_logger
 from dqnet.training.metrics import summarize
+from dqnet.training.search import ConsoleJournal
 from dqnet.training.tables import print_line
 
 Points = list[dict[str, float]]
@@ -161,9 +162,8 @@ def _other_routings(
     model, device = trained.model, trained.device
     routings = curve_routings(model, own.scores, lambdas, controls) if lambdas else {}
     if controls:
-        print_line(console, "searching for the best fixed routing")
         with device.autocast():
-            best = fixed_routing(model, own, trained.searched())
+            best = fixed_routing(model, own, trained.searched(), ConsoleJournal(console))
         routings |= control_routings(own, best)
     if not routings:
         return None, None

@@ -49,16 +49,19 @@ def best_fixed(problem: Problem, starts: Sequence[Sequence[int]], rounds: int = 
 
     affordable = [own for own in starts if problem.price(own) <= problem.to_spend * (1 + 1e-9)]
     best = list(min(affordable or [cheapest(torch.zeros_like(problem.prices))], key=loss))
-    for _ in range(rounds):
-        changes = torch.zeros_like(problem.prices)
-        for layer, own in enumerate(problem.candidates):
-            trials.keep(best, layer)
-            for k in own:
-                changes[layer, k] = loss([*best[:layer], k, *best[layer + 1 :]]) - loss(best)
-        changed = torch.ones_like(changes).scatter_(1, torch.tensor(best)[:, None], 0)
-        hurdles = [-changes.min() * caution for caution in CAUTION]
-        found = min((cheapest(changes + hurdle * changed) for hurdle in hurdles), key=loss)
-        if loss(found) >= loss(best):
-            break
-        best = found
+    layers = len(problem.candidates)
+    with problem.journal.progress("best fixed routing", rounds * layers) as advance:
+        for _ in range(rounds):
+            changes = torch.zeros_like(problem.prices)
+            for layer, own in enumerate(problem.candidates):
+                trials.keep(best, layer)
+                for k in own:
+                    changes[layer, k] = loss([*best[:layer], k, *best[layer + 1 :]]) - loss(best)
+                advance()
+            changed = torch.ones_like(changes).scatter_(1, torch.tensor(best)[:, None], 0)
+            hurdles = [-changes.min() * caution for caution in CAUTION]
+            found = min((cheapest(changes + hurdle * changed) for hurdle in hurdles), key=loss)
+            if loss(found) >= loss(best):
+                break
+            best = found
     return best

@@ -39,12 +39,34 @@ FILE = "search.json"
 LEARNED_IN = "search"
 
 
-class RunJournal(Journal):
+class ConsoleJournal(Journal):
+    """Bars on a console, if it is a terminal, and no notes."""
+
+    def __init__(self, console: Console, progress: bool = True) -> None:
+        self._console = console
+        self._hidden = not (progress and console.is_terminal)
+
+    @contextmanager
+    def progress(self, title: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(
+            *columns, console=self._console, transient=True, disable=self._hidden
+        ) as progress:
+            task = progress.add_task(title, total=total, completed=done)
+            yield lambda: progress.advance(task)
+
+
+class RunJournal(ConsoleJournal):
     """Notes in ``search.json``, of one configuration, and bars on the console."""
 
     def __init__(self, folder: Path, config: TrainConfig, console: Console) -> None:
-        self.folder, self._console = folder, console
-        self._hidden = not (config.trainer.progress and console.is_terminal)
+        super().__init__(console, config.trainer.progress)
+        self.folder = folder
         # As JSON keeps it.
         self._config = json.loads(json.dumps(asdict(config)))
         self._began = time.monotonic()
@@ -69,20 +91,6 @@ class RunJournal(Journal):
         """Writes the result, with the state that it came from."""
         content = {**result, "seconds": self.seconds, "state": self.read(), "config": self._config}
         write_json(self.folder / FILE, content)
-
-    @contextmanager
-    def progress(self, title: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(
-            *columns, console=self._console, transient=True, disable=self._hidden
-        ) as progress:
-            task = progress.add_task(title, total=total, completed=done)
-            yield lambda: progress.advance(task)
 
 
 def searched_plan(

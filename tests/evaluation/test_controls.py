@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
@@ -27,6 +27,7 @@ from dqnet.evaluation.controls import (
 from dqnet.evaluation.routings import Routed, evaluate_routings
 from dqnet.measurement import evaluate
 from dqnet.network import Output, QuantizedModel, ScoredOutput
+from dqnet.search import Journal
 from dqnet.training.build import build_model
 
 N, L, K = 60, len(ROUTED), 3
@@ -134,7 +135,20 @@ def test_fixed_and_single_routings(picky, batches):
 
 def test_the_best_fixed_routing_costs_no_more_and_loses_less(built, batches):
     own = own_of(built, batches)
-    found = fixed_routing(built, own, batches)
+
+    class Counted(Journal):
+        steps = 0
+
+        @contextmanager
+        def progress(self, title, total, done=0):
+            def advance():
+                self.steps += 1
+
+            yield advance
+
+    journal = Counted()
+    found = fixed_routing(built, own, batches, journal)
+    assert journal.steps % L == 0 < journal.steps
     tried = torch.tensor([found, *control_routings(own, found)["single"][:, 0].tolist()])
     answers = answers_of(built, batches, own, {"tried": tried.byte()[:, None].expand(-1, N, -1)})
     best, *single = answers["tried"].metrics

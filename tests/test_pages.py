@@ -344,7 +344,9 @@ ON_DIGITS = [
 def test_commands_on_digits_run(one, command):
     float_run = ["quant=none", "trainer.epochs=0", "hydra.run.dir=runs/float", *QUICK]
     assert command("train.py", *float_run).status == 0
-    shutil.copy("runs/float/best.pt", "float.pt")
+    Path("RUN").mkdir()
+    for name in ("float.pt", "pruned.pt", "RUN/best.pt"):
+        shutil.copy("runs/float/best.pt", name)
     shutil.copy(ROOT / "results/layer_latencies_cpu.csv", "latency.csv")
     untrained = any(a.startswith(("trainer.epochs=0", "experiment=ptq")) for a in one.arguments)
     short = [] if untrained else ["trainer.epochs=1"]

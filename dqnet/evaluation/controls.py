@@ -128,11 +128,12 @@ def compare(own: Evaluation, answers: Mapping[str, Routed]) -> dict[str, Any]:
         routing. All with their bootstrap interval over images.
     """
     shuffled, best = answers["shuffled"], answers["best_fixed"]
-    instance_gain, loss_gain, benefit, loss_benefit = gains(
+    instance_gain, loss_gain = gains(
         own.correct.double() - shuffled.correct.double().mean(0),
         shuffled.losses.mean(0) - own.losses,
-        own.correct.double() - best.correct[0].double(),
-        best.losses[0] - own.losses,
+    )
+    benefit, loss_benefit = gains(
+        own.correct.double() - best.correct[0].double(), best.losses[0] - own.losses
     )
     drawn = {
         kind: [{"seed": s} | row for s, row in zip(SEEDS, answers[kind].metrics, strict=True)]
@@ -153,16 +154,16 @@ def compare(own: Evaluation, answers: Mapping[str, Routed]) -> dict[str, Any]:
     }
 
 
-def gains(*pairs: Tensor) -> list[dict[str, float]]:
-    """Means over images with their bootstrap intervals.
+def gains(hits: Tensor, losses: Tensor) -> tuple[dict[str, float], dict[str, float]]:
+    """A gain in top-1, in per cent, and one in loss, with bootstrap intervals over images.
 
     Args:
-        pairs: float64 ``[N]``, by turns how much more often each image is right, which is given in
-            per cent, and by how much its cross-entropy is less.
+        hits: float64 ``[N]``: how much more often each image is right than with another routing.
+        losses: float64 ``[N]``: by how much its cross-entropy is less.
     """
-    values = torch.stack([100 * v if i % 2 == 0 else v for i, v in enumerate(pairs)], 1)
-    found = mean_intervals(values.numpy())
-    return [gain | {"confidence": CONFIDENCE, "resamples": RESAMPLES} for gain in found]
+    found = mean_intervals(torch.stack([100 * hits, losses], 1).numpy())
+    top1, loss = (gain | {"confidence": CONFIDENCE, "resamples": RESAMPLES} for gain in found)
+    return top1, loss
 
 
 def cost_at_top1(points: Sequence[Mapping[str, float]], top1: float) -> float | None:

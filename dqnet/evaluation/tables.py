@@ -92,9 +92,10 @@ def print_controls(console: Console, controls: Mapping[str, Any]) -> None:
         table.add_row(name, f"{top1:.2f} %", f"{loss:.4f}", MEGA.show(cost, ".3f"))
     console.print(table)
 
-    table = Table(title="own against shuffled", show_header=False, title_justify="left")
-    if "benefit" in controls:
-        table.title += " and, benefit, against best fixed"
+    title = "own against shuffled (gain) and best fixed (benefit)"
+    if "benefit" not in controls:
+        title = "own against shuffled"
+    table = Table(title=title, show_header=False, title_justify="left")
     for name, unit, form in GAINS:
         gain = controls.get(name.replace(" ", "_"))
         if gain is None:

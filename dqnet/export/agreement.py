@@ -6,18 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dqnet.config import DataConfig, ExportConfig
 from dqnet.errors import UserError, unknown_name
 from dqnet.evaluation.trained import Trained
 from dqnet.export.biases import round_biases
-from dqnet.export.runtime import RUNTIMES, ExportedNetwork, load_exported
+from dqnet.export.runtime import RUNTIMES, load_exported
 from dqnet.export.write import FORMS, Preprocessing, check_exportable, export_onnx
 from dqnet.runtime.files import write_json
 
 NAMES = ("none", "onnx")
 #: logits that differ by less count as the same
 CLOSE = 1e-3
+#: logits, and routing or passes, of a batch
+Answers = tuple[Tensor, Tensor]
 
 
 def check_export(config: ExportConfig) -> None:
@@ -53,17 +56,19 @@ def export_trained(trained: Trained, config: ExportConfig, folder: Path) -> dict
         class_names=trained.splits.class_names, preprocessing=_preprocessing(trained.config.data),
     )  # fmt: skip
     net = load_exported(path, config.runtime)
+    # Of a network logits and routing, of a cascade logits and passes.
+    exported = [net(trained.device.images(batch))[:2] for batch, _ in trained.held_out]
     content = {
         "form": config.form,
         "packed": config.packed,
         "runtime": net.runtime,
         "file_bytes": path.stat().st_size,
         "checkpoint_sha256": trained.sha256,
-        **_agreement(trained, net),
+        **_agreement(trained, exported, net.is_cascade),
     }
     if config.form == "integer":
         round_biases(trained.model)
-        content["rounded_biases"] = _agreement(trained, net)
+        content["rounded_biases"] = _agreement(trained, exported, net.is_cascade)
     write_json(folder / "export.json", content)
     return content
 
@@ -72,14 +77,13 @@ def _preprocessing(data: DataConfig) -> Preprocessing:
     return Preprocessing(data.size, tuple(data.mean), tuple(data.std))
 
 
-def _agreement(trained: Trained, net: ExportedNetwork) -> dict[str, float]:
-    """Over all images of the part that is evaluated."""
+def _agreement(trained: Trained, exported: list[Answers], is_cascade: bool) -> dict[str, float]:
+    """With what the file answered to all images of the part that is evaluated."""
     model = trained.model.eval()
     images = same = close = same_way = simulated_right = right = 0
-    for batch, labels in trained.held_out:
+    for (batch, labels), (found, found_way) in zip(trained.held_out, exported, strict=True):
         batch, labels = trained.device.images(batch), labels.cpu()
-        # Of a network logits and routing, of a cascade logits and passes.
-        (logits, way), (found, found_way) = model(batch)[:2], net(batch)[:2]
+        logits, way = model(batch)[:2]
         logits, way = logits.float().cpu(), way.cpu()
         answer, simulated = found.argmax(1), logits.argmax(1)
         images += len(labels)
@@ -94,7 +98,7 @@ def _agreement(trained: Trained, net: ExportedNetwork) -> dict[str, float]:
         "images": images,
         "same_predictions": same / images,
         "close_logits": close / images,
-        "same_passes" if net.is_cascade else "same_routing": same_way / images,
+        "same_passes" if is_cascade else "same_routing": same_way / images,
         "top1": 100 * right / images,
         "simulated_top1": 100 * simulated_right / images,
     }

@@ -12,6 +12,7 @@ from dqnet.export.lower import affine_of, norms_of_layers, weight_and_bias
 from dqnet.graph import Operation, operations
 from dqnet.layers import QuantLayer
 from dqnet.network import QuantizedModel
+from dqnet.trace import evaluating
 
 
 @torch.no_grad()
@@ -41,15 +42,13 @@ def round_biases(model: nn.Module) -> list[str]:
 def _round_in(model: QuantizedModel) -> list[str]:
     with model.unquantized():
         steps = operations(model.backbone, model.image_shape)
-    training = model.training
-    model.eval()
     folded, kept = norms_of_layers(steps), []
-    for index, step in enumerate(steps.steps):
-        if isinstance(step.module, QuantLayer):
-            norm = steps.steps[folded[index]] if index in folded else None
-            if not _round(step.module, step.name, norm):
-                kept.append(step.name)
-    model.train(training)
+    with evaluating(model):
+        for index, step in enumerate(steps.steps):
+            if isinstance(step.module, QuantLayer):
+                norm = steps.steps[folded[index]] if index in folded else None
+                if not _round(step.module, step.name, norm):
+                    kept.append(step.name)
     return kept
 
 

@@ -14,6 +14,7 @@ import torch
 
 import dqnet
 from dqnet import cli
+from dqnet.evaluation import trained as evaluated
 from dqnet.training import train as loop
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -224,7 +225,8 @@ def test_evaluation_leaves_nothing_but_its_files(trained, command, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"eval.json", "per_sample.csv"}
 
 
-def test_budget_curve_and_controls(trained, command, tmp_path):
+def test_budget_curve_and_controls(trained, command, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluated, "SEARCHED", 100)  # images for the best fixed routing
     asked = "budget=3.1", "curve=true", "controls=true", "split=test"
     result = command("eval.py", f"checkpoint={trained[0]}", f"output={tmp_path}/out", *asked)
     assert result.status == 0

@@ -25,6 +25,8 @@ Values = dict[fx.Node, Any]
 #: of the largest tensor of a run on a CPU. Larger ones leave its caches, and the C library asks the
 #: kernel for them each time: images of 224 x 224 took half as long again in batches of 32 as of 12.
 LARGEST_BYTES = 2**26
+#: of one run: of tiny images fewer take as long, which is what Python takes
+MOST_IMAGES = 256
 
 
 class _Tracer(fx.Tracer):
@@ -92,11 +94,13 @@ class Operations:
         return result
 
 
-def _parts(model: QuantizedModel, batch: Batch) -> Iterator[Batch]:
-    images, labels = batch
+def _parts(model: QuantizedModel, batches: Sequence[Batch]) -> Iterator[Batch]:
+    """The same images in batches that run fast."""
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     largest = max(max(layer.inputs, layer.outputs) for layer in model.layers)
-    fitting = max(1, LARGEST_BYTES // (images.element_size() * largest))
-    count = fitting if images.device.type == "cpu" else len(images)
+    count = MOST_IMAGES
+    if images.device.type == "cpu":
+        count = min(count, max(1, LARGEST_BYTES // (images.element_size() * largest)))
     return zip(images.split(count), labels.split(count), strict=True)
 
 
@@ -105,16 +109,16 @@ class Trials:
 
     Args:
         operations: the network's.
-        batches: images and labels, which are run in smaller ones where that is faster.
+        batches: images and labels, which are run in smaller or larger ones where that is faster.
     """
 
     def __init__(self, operations: Operations, batches: Sequence[Batch]) -> None:
         self.operations = operations
         model = operations.model
-        self.batches = [part for batch in batches for part in _parts(model, batch)]
+        self.batches = list(_parts(model, batches))
         self._layers = [model.backbone.get_submodule(own.name) for own in model.routed_layers]
         self.full: Choices = [None] * len(self._layers)
-        self.labels = torch.cat([labels for _, labels in batches])
+        self.labels = torch.cat([labels for _, labels in self.batches])
         self._forget()
 
     def keep(self, chosen: Choices, layer: int) -> None:

@@ -39,6 +39,7 @@ def test_what_is_kept_grows_and_starts_again(trials):
 
 
 def test_a_run_starts_at_the_layer_it_was_kept_for(monkeypatch):
+    monkeypatch.setattr("dqnet.search.trials.MOST_IMAGES", 10)  # 24 in three batches
     model, batches = searchable()
     trials = Trials(Operations(model, batches[0][0][:2]), batches)
     calls = []
@@ -62,7 +63,7 @@ def test_answers_do_not_depend_on_how_many_images_run_at_once(monkeypatch, image
     largest = 4 * 9 * 9  # numbers that the stem returns for an image
     monkeypatch.setattr("dqnet.search.trials.LARGEST_BYTES", 4 * largest * images)
     trials = Trials(Operations(model, batches[0][0][:2]), batches)
-    assert max(len(x) for x, _ in trials.batches) == min(images, 10)
+    assert max(len(x) for x, _ in trials.batches) == min(images, 24)
     expected = answers(model, batches, [0, 1, 2, 0])
     torch.testing.assert_close(trials.logits([0, 1, 2, 0]), expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(trials.labels, torch.cat([labels for _, labels in batches]))

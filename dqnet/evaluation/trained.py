@@ -181,7 +181,7 @@ def _rebuilt(
                 setattr(getattr(run, section), key, value)
 
     device = Device(run.trainer)
-    if like is not None and (run.data, run.seed) == (like.config.data, like.config.seed):
+    if like is not None and run.data == like.config.data:  # held-out images are of every seed
         splits, data = like.splits, like.data
     else:
         splits = load_data(run.data)

@@ -1,0 +1,177 @@
+"""What ``choices.json`` says, as a table and a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dqnet.runtime.files import write_atomically, write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: heading → column of the table, and how its numbers are written
+COLUMNS = {
+    "baseline": ("baseline", ""),
+    "static %": ("static_top1", ".2f"),
+    "rival": ("kind", ""),
+    "seeds": ("seeds", "d"),
+    "top-1 %": ("top1", ".2f"),
+    "difference": ("difference", "+.2f"),
+    "its interval": ("interval", ""),
+    "at cost": ("relative_cost", ".3f"),
+    "at most": ("worst_relative_cost", ".2f"),
+    "weights": ("relative_bytes", ".2f"),
+    "more passes": ("more_passes", ".2f"),
+    "instance gain": ("instance_gain", "+.2f"),
+    "same accuracy at cost": ("cost_at_accuracy", ".3f"),
+    "with top-1 %": ("top1_at_accuracy", ".2f"),
+}
+#: heading → column in a terminal of 80 characters, where each baseline has a table of its own
+NARROW = {
+    "rival": "rival",
+    "top-1 %": "top-1 %",
+    "difference (interval)": "difference",
+    "cost": "at cost",
+    "gain": "instance gain",
+    "equal at": "same accuracy at cost",
+}
+
+
+def choices_table(results: Mapping[str, Any]) -> pd.DataFrame:
+    """One row for each kind of rival of each baseline; the mean over seeds.
+
+    Costs and bytes are relative to the baseline's. The interval is that of one seed's difference
+    over images; of several seeds, the mean of the ends.
+    """
+    import pandas as pd
+
+    rows = []
+    for own in results["baselines"]:
+        kinds = dict(own["kinds"])
+        if own["all_images_twice"] is not None:
+            kinds["all images twice"] = {"at_cost": own["all_images_twice"], "at_accuracy": None}
+        for kind, choice in kinds.items():
+            rows.append(_row(own, kind, choice))
+    table = pd.DataFrame(rows)
+    keys = ["baseline", "kind"]
+    grouped = table.groupby(keys, sort=False)
+    means = grouped.mean(numeric_only=True)
+    means["seeds"] = grouped.size()
+    means = means.drop(columns="seed").reset_index()
+    means["interval"] = [
+        "" if low != low else f"{low:.2f} to {high:.2f}"
+        for low, high in zip(means["low"], means["high"], strict=True)
+    ]
+    return means
+
+
+def _row(own: Mapping[str, Any], kind: str, choice: Mapping[str, Any]) -> dict[str, Any]:
+    nan = float("nan")
+    widths = "/".join(map(str, own["widths"]))
+    row = {"baseline": f"{own['quantizer']} {widths}", "kind": kind, "seed": own["seed"]}
+    row |= {"static_top1": own["top1"], "bit_flops": own["bit_flops"]}
+    best, cheapest = choice["at_cost"], choice["at_accuracy"]
+    figures = "top1", "relative_cost", "worst_relative_cost", "more_passes"
+    row |= {name: nan if best is None else best[name] for name in figures}
+    gain = None if best is None else best["instance_gain"]
+    row |= {
+        "difference": nan if best is None else best["difference"]["points"],
+        "low": nan if best is None else best["difference"]["low"],
+        "high": nan if best is None else best["difference"]["high"],
+        "relative_bytes": nan,
+        "instance_gain": nan if gain is None else gain["points"],
+        "cost_at_accuracy": nan if cheapest is None else cheapest["relative_cost"],
+        "top1_at_accuracy": nan if cheapest is None else cheapest["top1"],
+    }
+    if best is not None and best["weight_bytes"] and own["weight_bytes"]:
+        row["relative_bytes"] = best["weight_bytes"] / own["weight_bytes"]
+    return row
+
+
+def texts(table: pd.DataFrame) -> pd.DataFrame:
+    """The table as people read it; an empty cell says that there is no such rival."""
+    import pandas as pd
+
+    def written(value: Any, form: str) -> str:
+        return "" if value != value else f"{value:{form}}"
+
+    return pd.DataFrame(
+        {
+            heading: [written(value, form) for value in table[column]]
+            for heading, (column, form) in COLUMNS.items()
+        }
+    )
+
+
+def print_choices(console: Console, table: pd.DataFrame) -> None:
+    """A table for each baseline, whose cost the others are relative to."""
+    for name, own in table.groupby("baseline", sort=False):
+        title = f"{name} bits: {own['static_top1'].iloc[0]:.2f} % at cost 1"
+        shown = Table(title=title, title_justify="left")
+        for heading in NARROW:
+            shown.add_column(heading, justify="left" if heading == "rival" else "right")
+        readable = texts(own)
+        interval = [f" ({cell})" if cell else "" for cell in readable["its interval"]]
+        readable["difference"] += interval
+        for cells in readable[[*NARROW.values()]].itertuples(index=False):
+            shown.add_row(*cells)
+        console.print(shown)
+    line = "difference to the static network of no less cost; equal at: the cost of its accuracy"
+    console.print(line, highlight=False)
+
+
+def write_choices(table: pd.DataFrame, folder: Path) -> list[Path]:
+    """``choices.csv``, ``.md``, ``.png`` and ``.pdf``."""
+    paths = [folder / f"choices.{kind}" for kind in ("csv", "md", "png", "pdf")]
+    write_atomically(paths[0], partial(table.to_csv, index=False))
+    readable = texts(table)
+    rows = [readable.columns, ["---"] * readable.shape[1], *readable.itertuples(index=False)]
+    write_text(paths[1], "".join(f"| {' | '.join(row)} |\n" for row in rows))
+    _draw(table, paths[2:])
+    return paths
+
+
+def _draw(table: pd.DataFrame, paths: list[Path]) -> None:
+    """Differences to the baseline against cost, a panel for each baseline."""
+    from matplotlib.figure import Figure
+
+    names = list(table["baseline"].unique())
+    kinds = [kind for kind in table["kind"].unique() if kind != "all images twice"]
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(3.4 * columns + 0.4, 2.9 * rows + 0.8), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharey="row").flat
+    for name, axes in zip(names, panels, strict=False):  # in this order no panel is lost
+        own = table[table["baseline"] == name].set_index("kind")
+        axes.axhline(0, color="black", lw=0.8)
+        axes.axvline(1, color="black", lw=0.8)
+        for number, kind in enumerate(kinds):
+            if kind not in own.index or own.loc[kind, "top1"] != own.loc[kind, "top1"]:
+                continue
+            row = own.loc[kind]
+            error = [[row["difference"] - row["low"]], [row["high"] - row["difference"]]]
+            axes.errorbar(
+                row["relative_cost"], row["difference"], error, fmt="o", ms=5, capsize=2,
+                color=f"C{number}", label=kind,
+            )  # fmt: skip
+        axes.set_title(f"{name} bits, {own['static_top1'].iloc[0]:.2f} %", fontsize=10)
+        axes.set_xlabel("cost relative to it")
+    for axes in list(panels):
+        axes.set_visible(False)
+    figure.axes[0].set_ylabel("top-1 less that of the static network")
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8,
+        frameon=False,
+    )  # fmt: skip
+    for path in paths:
+        kind = path.suffix[1:]
+        write_atomically(path, lambda file, kind=kind: figure.savefig(file, format=kind, dpi=150))

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+
+import numpy as np
 import pytest
 import timm
 import torch
+from scipy.special import softmax
+from scipy.stats import entropy
 from small_runs import image_folder  # noqa: F401  a fixture
 from torch import nn
 
 import dqnet
 from benchmarks import deploy, formats, layer_latencies
 from benchmarks.dynamic import gradient_error, networks
+from benchmarks.every_width import WidthNorm, split_norms, uniform
 from benchmarks.formats import METHODS, format_of, relative_error
+from benchmarks.gatekeeper import gatekeeper
 from benchmarks.precision_gating import Gate
+from dqnet.config import ControllerConfig
 from dqnet.costs.table import Table
 from dqnet.layers import QuantConv2d
 
@@ -94,3 +102,48 @@ def test_every_layer_has_a_latency_at_every_precision():
     assert [str(own) for own in table.precisions] == ["8", "16"]
     of_8 = sum(cost for _, precision, cost in rows if precision == "8")
     assert dqnet.costs.static.StaticCosts(model, table).cost(8) == pytest.approx(of_8) and of_8 > 0
+
+
+def test_each_width_has_batch_norms_of_its_own():
+    net = timm.create_model("resnet20_cifar")
+    how = {"controller": ControllerConfig(kind="table"), "shared_until": None}
+    model = dqnet.quantize(
+        net, torch.zeros(1, 3, 8, 8), (2, 4), "dorefa", width_affine=False, **how
+    )
+    names = [
+        name for name, own in model.backbone.named_modules() if isinstance(own, nn.BatchNorm2d)
+    ]
+    common = copy.deepcopy(model).eval()
+    split_norms(model)
+    owned = [own for own in model.modules() if isinstance(own, WidthNorm)]
+    assert len(owned) == len(model.routed_layers) == len(names) - 1  # the stem has one width
+    images = torch.randn(12, 3, 8, 8)
+    model.train()(images, uniform(model, 12, 1))  # moves the statistics of the second width alone
+    assert all(own.norms[0].num_batches_tracked == 0 for own in owned)
+    assert all(own.norms[1].num_batches_tracked == 1 for own in owned)
+    model.eval()
+    routing = torch.cat([uniform(model, 6, 0), uniform(model, 6, 1)])[torch.randperm(12)]
+    answers = model(images, routing).logits
+    for k in range(2):
+        for name in names:
+            own = model.backbone.get_submodule(name)
+            own = own.norms[k] if isinstance(own, WidthNorm) else own
+            common.backbone.get_submodule(name).load_state_dict(own.state_dict())
+        of_width = routing[:, 0, k] == 1
+        expected = common(images, uniform(model, 12, k)).logits
+        torch.testing.assert_close(answers[of_width], expected[of_width], rtol=1e-4, atol=1e-5)
+
+
+def test_images_that_are_wrong_are_taught_to_be_unsure():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(50, 10, generator=generator, dtype=torch.float64)
+    labels = torch.randint(10, (50,), generator=generator)
+    labels[:20] = logits[:20].argmax(1)
+    p = softmax(logits.numpy(), axis=1)
+    total = 0.0
+    for probabilities, label in zip(p, labels.tolist(), strict=True):
+        if probabilities.argmax() == label:
+            total -= 0.3 * np.log(probabilities[label])
+        else:
+            total += 0.7 * entropy(probabilities, np.full(10, 0.1))  # the divergence
+    assert gatekeeper(logits, labels, 0.3).item() == pytest.approx(total / 50)

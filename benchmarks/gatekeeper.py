@@ -9,9 +9,9 @@ the divergence of its answer from the uniform one:
     loss = alpha * mean(right * CE) + (1 - alpha) * mean(wrong * KL(p || uniform))
 
 A static network is fine-tuned so for each alpha, and once, as the control, with its own loss for as
-many epochs. Each is a run of its own in OUT, to be judged by
-
-python -m dqnet.evaluation.choose_cascade OUT/control OUT/alpha0.5 RUN_OF_MORE_BITS --out FOLDER
+many epochs. Each is a run of its own in OUT. Printed and written to OUT/gatekeeper.json is what a
+second look brings each of them, at equal shares of the held-out images, and how well the confidence
+tells right from wrong.
 """
 
 from __future__ import annotations
@@ -31,14 +31,20 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from torch import Tensor
 
-from dqnet.config import TrainConfig
+from dqnet.config import EvalConfig, TrainConfig
 from dqnet.errors import UserError
+from dqnet.evaluation.choose_cascade import Pass, fitted, load_network
+from dqnet.measurement import percent
 from dqnet.network import ScoredOutput
+from dqnet.runtime.files import write_json
 from dqnet.training import train as loop
 from dqnet.training.checkpoint import config_of, load_checkpoint
 from dqnet.training.learner import Learner
 from dqnet.training.objective import Objective
 from dqnet.training.weights import load_own_weights
+
+#: of the held-out images that look twice
+SHARES = (0.1, 0.15, 0.2, 0.3)
 
 
 def gatekeeper(logits: Tensor, labels: Tensor, alpha: float) -> Tensor:
@@ -83,6 +89,27 @@ def fine_tune(run: Path, folder: Path, alpha: float | None, epochs: int, lr: flo
         loop.train(config, folder, Console())
 
 
+def judged(folder: Path) -> dict[str, Any]:
+    """Top-1 of a run, the AUC of its confidence, and top-1 with a second look for each share."""
+    from sklearn.metrics import roc_auc_score
+
+    network = load_network(str(folder), folder.name, EvalConfig(), Console(quiet=True), None)
+    found: dict[str, Any] = {}
+    for part, answers in (("held_out", network.held_out), ("test", network.measured)):
+        logits, _, labels = answers[None]
+        right = logits.argmax(1) == labels
+        looks = [
+            fitted((Pass(network), Pass(network, "mirror")), (share,), measure=part == "test")[0]
+            for share in SHARES
+        ]
+        found[part] = {
+            "top1": percent(right),
+            "confidence_auc": float(roc_auc_score(right, logits.softmax(1).amax(1))),
+            "second_look": {str(s): own.top1 for s, own in zip(SHARES, looks, strict=True)},
+        }
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -94,12 +121,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--lr", type=float, default=0.01, help="at the start")
     options = parser.parse_args(arguments)
+    results: dict[str, dict[str, Any]] = {}
     try:
         for alpha in (None, *options.alpha):
             name = "control" if alpha is None else f"alpha{alpha:g}"
-            fine_tune(options.run, options.out / name, alpha, options.epochs, options.lr)
+            folder = options.out / name
+            fine_tune(options.run, folder, alpha, options.epochs, options.lr)
+            results[name] = judged(folder)
     except UserError as error:
         sys.exit(f"error: {error}")
+    for name, parts in results.items():
+        for part, own in parts.items():
+            looks = ", ".join(f"{top1:.2f} at {s}" for s, top1 in own["second_look"].items())
+            auc = own["confidence_auc"]
+            print(f"{name}, {part}: {own['top1']:.2f} %, AUC {auc:.3f}, second look {looks}")
+    write_json(options.out / "gatekeeper.json", results)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,14 @@ from dqnet.runtime.files import write_atomically, write_text
 if TYPE_CHECKING:
     import pandas as pd
 
-#: heading → column of the table, and how its numbers are written
+#: heading → column of the table, how its numbers are written, and perhaps their standard deviation
 COLUMNS = {
     "baseline": ("baseline", ""),
-    "static %": ("static_top1", ".2f"),
+    "static %": ("static_top1", ".2f", "static_top1_seeds"),
     "rival": ("kind", ""),
     "seeds": ("seeds", "d"),
-    "top-1 %": ("top1", ".2f"),
-    "difference": ("difference", "+.2f"),
+    "top-1 %": ("top1", ".2f", "top1_seeds"),
+    "difference": ("difference", "+.2f", "difference_seeds"),
     "its interval": ("interval", ""),
     "at cost": ("relative_cost", ".3f"),
     "at most": ("worst_relative_cost", ".2f"),
@@ -44,10 +44,11 @@ NARROW = {
 
 
 def choices_table(results: Mapping[str, Any]) -> pd.DataFrame:
-    """One row for each kind of rival of each baseline; the mean over seeds.
+    """One row for each kind of rival of each baseline; of several seeds the mean and the spread.
 
     Costs and bytes are relative to the baseline's. The interval is that of one seed's difference
-    over images; of several seeds, the mean of the ends.
+    over images; of several seeds, the mean of the ends. Columns in ``_seeds`` are standard
+    deviations over seeds.
     """
     import pandas as pd
 
@@ -63,6 +64,8 @@ def choices_table(results: Mapping[str, Any]) -> pd.DataFrame:
     grouped = table.groupby(keys, sort=False)
     means = grouped.mean(numeric_only=True)
     means["seeds"] = grouped.size()
+    for name in ("static_top1", "top1", "difference"):
+        means[f"{name}_seeds"] = grouped[name].std()
     means = means.drop(columns="seed").reset_index()
     means["interval"] = [
         "" if low != low else f"{low:.2f} to {high:.2f}"
@@ -98,15 +101,18 @@ def texts(table: pd.DataFrame) -> pd.DataFrame:
     """The table as people read it; an empty cell says that there is no such rival."""
     import pandas as pd
 
-    def written(value: Any, form: str) -> str:
-        return "" if value != value else f"{value:{form}}"
+    def written(row: Any, column: str, form: str, spread: str | None = None) -> str:
+        value = row[column]
+        if value != value:
+            return ""
+        several = spread is not None and row[spread] == row[spread]
+        return f"{value:{form}}" + (f" ± {row[spread]:.2f}" if several else "")
 
-    return pd.DataFrame(
-        {
-            heading: [written(value, form) for value in table[column]]
-            for heading, (column, form) in COLUMNS.items()
-        }
-    )
+    rows = [
+        {heading: written(row, *how) for heading, how in COLUMNS.items()}
+        for _, row in table.iterrows()
+    ]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def print_choices(console: Console, table: pd.DataFrame) -> None:

@@ -132,8 +132,8 @@ def evaluate_cascade(config: EvalConfig, console: Console | None = None) -> dict
     if second.data is not first.data:
         print_line(
             console,
-            f"warning: {second.path} was trained with other data settings, so that it may have seen "
-            "the images that this cascade is fitted on",
+            f"warning: {second.path} was trained with other data settings, so that it may have "
+            "seen the images that this cascade is fitted on",
         )
     calibration = first.data.calibration
     held_out = _both(cascade, first, second, calibration, calibration)

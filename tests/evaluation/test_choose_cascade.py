@@ -150,6 +150,9 @@ def test_from_the_command_line(folders, capsys, tmp_path):
     assert int(row["seeds"]) == 2
     assert float(row["static_top1"]) == pytest.approx(sum(twins) / 2)
     assert f"{sum(twins) / 2:.2f} % at cost 1" in shown
+    spread = abs(twins[0] - twins[1]) / 2**0.5  # the standard deviation of two
+    markdown = (tmp_path / "out/choices.md").read_text()
+    assert f"| dorefa 4 | {sum(twins) / 2:.2f} ± {spread:.2f} | second look | 2 |" in markdown
 
 
 def test_names_have_as_much_of_the_path_as_tells_them_apart(tmp_path):

@@ -7,10 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from dqnet.runtime.files import write_atomically, write_text
+from dqnet.units import MEGA
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,16 +121,17 @@ def print_choices(console: Console, table: pd.DataFrame) -> None:
     """A table for each baseline, whose cost the others are relative to."""
     for name, own in table.groupby("baseline", sort=False):
         title = f"{name} bits: {own['static_top1'].iloc[0]:.2f} % at cost 1"
-        shown = Table(title=title, title_justify="left")
+        shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
         for heading in NARROW:
-            shown.add_column(heading, justify="left" if heading == "rival" else "right")
+            left = heading == "rival"
+            shown.add_column(heading, justify="left" if left else "right", no_wrap=True)
         readable = texts(own)
         interval = [f" ({cell})" if cell else "" for cell in readable["its interval"]]
         readable["difference"] += interval
         for cells in readable[[*NARROW.values()]].itertuples(index=False):
             shown.add_row(*cells)
         console.print(shown)
-    line = "difference to the static network of no less cost; equal at: the cost of its accuracy"
+    line = "difference: at no more cost than 1; equal at: the cost of the accuracy of cost 1"
     console.print(line, highlight=False)
 
 
@@ -144,39 +147,34 @@ def write_choices(table: pd.DataFrame, folder: Path) -> list[Path]:
 
 
 def _draw(table: pd.DataFrame, paths: list[Path]) -> None:
-    """Differences to the baseline against cost, a panel for each baseline."""
+    """Top-1 against cost, a panel for each method: static networks joined, and what was chosen."""
     from matplotlib.figure import Figure
 
-    names = list(table["baseline"].unique())
-    kinds = [kind for kind in table["kind"].unique() if kind != "all images twice"]
-    columns = min(3, len(names))
-    rows = -(-len(names) // columns)
-    figure = Figure(figsize=(3.4 * columns + 0.4, 2.9 * rows + 0.8), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False, sharey="row").flat
-    for name, axes in zip(names, panels, strict=False):  # in this order no panel is lost
-        own = table[table["baseline"] == name].set_index("kind")
-        axes.axhline(0, color="black", lw=0.8)
-        axes.axvline(1, color="black", lw=0.8)
-        for number, kind in enumerate(kinds):
-            if kind not in own.index or own.loc[kind, "top1"] != own.loc[kind, "top1"]:
-                continue
-            row = own.loc[kind]
-            error = [[row["difference"] - row["low"]], [row["high"] - row["difference"]]]
-            axes.errorbar(
-                row["relative_cost"], row["difference"], error, fmt="o", ms=5, capsize=2,
-                color=f"C{number}", label=kind,
-            )  # fmt: skip
-        axes.set_title(f"{name} bits, {own['static_top1'].iloc[0]:.2f} %", fontsize=10)
-        axes.set_xlabel("cost relative to it")
-    for axes in list(panels):
-        axes.set_visible(False)
-    figure.axes[0].set_ylabel("top-1 less that of the static network")
+    methods = [name.split()[0] for name in table["baseline"]]
+    names = list(dict.fromkeys(methods))
+    figure = Figure(figsize=(4.2 * len(names) + 1.2, 4.0), layout="constrained")
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    colours = {kind: f"C{number}" for number, kind in enumerate(table["kind"].unique())}
     handles: dict[str, Any] = {}
-    for axes in figure.axes:
-        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    for name, axes in zip(names, panels, strict=True):
+        own = table[[method == name for method in methods]]
+        static = own.drop_duplicates("baseline").sort_values("bit_flops")
+        x = static["bit_flops"] / MEGA.divisor
+        (handles["static"],) = axes.plot(x, static["static_top1"], "o-", color="black", ms=4)
+        for kind, rows in own.groupby("kind", sort=False):
+            # What is chosen at the cost, and what is chosen at the accuracy.
+            cost = [*(rows["relative_cost"] * rows["bit_flops"])]
+            cost += [*(rows["cost_at_accuracy"] * rows["bit_flops"])]
+            top1 = [*rows["top1"], *rows["top1_at_accuracy"]]
+            cost = [value / MEGA.divisor for value in cost]
+            (handles[kind],) = axes.plot(cost, top1, "D", color=colours[kind], ms=4, alpha=0.8)
+        axes.set(title=name, xlabel=f"{MEGA.axis}, quantized layers", xscale="log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
+    panels[0].set_ylabel("top-1 (%)")
     figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8,
-        frameon=False,
+        handles.values(), handles.keys(), ncols=2 + len(names),
+        loc="outside lower center", fontsize=8, frameon=False,
     )  # fmt: skip
     for path in paths:
         kind = path.suffix[1:]

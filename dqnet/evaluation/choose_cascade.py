@@ -201,7 +201,7 @@ def rivals(baseline: Network, networks: Sequence[Network]) -> dict[str, list[tup
     pairs = [(a, b) for a in first for b in static if a.cost < b.cost]
     twins = [(a, b) for a in first for b in same if a is not b and a.like(b)]
     found = {
-        "another static network": [(Pass(own),) for own in static if own is not baseline],
+        "another network": [(Pass(own),) for own in static if own is not baseline],
         "dynamic": [(Pass(own),) for own in dynamic],
         "another seed": [(Pass(a), Pass(b)) for a, b in twins],
         "more bits": [(Pass(a), Pass(b)) for a, b in pairs],
@@ -209,7 +209,7 @@ def rivals(baseline: Network, networks: Sequence[Network]) -> dict[str, list[tup
     if "mirror" in baseline.views:
         found |= {
             "second look": [(Pass(own), Pass(own, "mirror")) for own in first],
-            "dynamic, second look": [(Pass(own), Pass(own, "mirror")) for own in dynamic],
+            "dynamic, mirrored": [(Pass(own), Pass(own, "mirror")) for own in dynamic],
             "more bits, mirrored": [(Pass(a), Pass(b, "mirror")) for a, b in pairs],
             "three passes": [
                 (Pass(a), second, Pass(b, "mirror"))

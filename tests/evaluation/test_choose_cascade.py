@@ -97,7 +97,7 @@ def test_rivals_have_no_larger_first_pass(networks):
     assert found["more bits"] == [(Pass(two), Pass(four))]  # not the other seed of the same
     found = rivals(twin, list(networks.values()))
     assert found["another seed"] == [(Pass(twin), Pass(four))]
-    assert found["another static network"] == [(Pass(two),)]
+    assert found["another network"] == [(Pass(two),)]
     assert found["dynamic"] == [(Pass(dynamic),)]
     assert found["three passes"] == [
         (Pass(two), Pass(two, "mirror"), Pass(twin, "mirror")),
@@ -127,7 +127,7 @@ def test_choices_are_made_by_held_out_images(networks):
         assert cheapest["held_out"]["relative_cost"] == pytest.approx(min(enough))
     else:
         assert cheapest is None
-    alone = own["kinds"]["another static network"]["at_cost"]
+    alone = own["kinds"]["another network"]["at_cost"]
     assert alone["instance_gain"] is None and alone["cascades"] == []
     everywhere = own["all_images_twice"]
     assert everywhere["relative_cost"] == pytest.approx(2)

@@ -99,16 +99,21 @@ def _row(own: Mapping[str, Any], kind: str, choice: Mapping[str, Any]) -> dict[s
     return row
 
 
-def texts(table: pd.DataFrame) -> pd.DataFrame:
-    """The table as people read it; an empty cell says that there is no such rival."""
+def texts(table: pd.DataFrame, spread: bool = True) -> pd.DataFrame:
+    """The table as people read it; an empty cell says that there is no such rival.
+
+    Args:
+        table: :func:`choices_table`.
+        spread: whether standard deviations over seeds stand beside means.
+    """
     import pandas as pd
 
-    def written(row: Any, column: str, form: str, spread: str | None = None) -> str:
+    def written(row: Any, column: str, form: str, deviation: str | None = None) -> str:
         value = row[column]
         if value != value:
             return ""
-        several = spread is not None and row[spread] == row[spread]
-        return f"{value:{form}}" + (f" ± {row[spread]:.2f}" if several else "")
+        several = spread and deviation is not None and row[deviation] == row[deviation]
+        return f"{value:{form}}" + (f" ± {row[deviation]:.2f}" if several else "")
 
     rows = [
         {heading: written(row, *how) for heading, how in COLUMNS.items()}
@@ -120,12 +125,14 @@ def texts(table: pd.DataFrame) -> pd.DataFrame:
 def print_choices(console: Console, table: pd.DataFrame) -> None:
     """A table for each baseline, whose cost the others are relative to."""
     for name, own in table.groupby("baseline", sort=False):
+        seeds = own["seeds"].max()
         title = f"{name} bits: {own['static_top1'].iloc[0]:.2f} % at cost 1"
+        title += f", mean of {seeds} seeds" if seeds > 1 else ""
         shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
         for heading in NARROW:
             left = heading == "rival"
             shown.add_column(heading, justify="left" if left else "right", no_wrap=True)
-        readable = texts(own)
+        readable = texts(own, spread=False)
         interval = [f" ({cell})" if cell else "" for cell in readable["its interval"]]
         readable["difference"] += interval
         for cells in readable[[*NARROW.values()]].itertuples(index=False):

@@ -44,6 +44,10 @@ from dqnet.training.tables import print_line
 SHARES = (0.03, 0.05, 0.08, 0.1, 0.12, 0.15, 0.18, 0.2, 0.23, 0.26, 0.3, 0.35, 0.4, 0.5)
 #: the same for each of two further passes
 FEW_SHARES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
+#: a second opinion of the same bits, which is no rival
+CONTROL = "another seed"
+#: by held-out images, of all kinds but that one
+BEST = "best of these"
 #: by how much a dynamic network alone may cost more: it was trained towards the cost, not to it
 DYNAMIC_EXCESS = 0.02
 
@@ -203,7 +207,7 @@ def rivals(baseline: Network, networks: Sequence[Network]) -> dict[str, list[tup
     found = {
         "another network": [(Pass(own),) for own in static if own is not baseline],
         "dynamic": [(Pass(own),) for own in dynamic],
-        "another seed": [(Pass(a), Pass(b)) for a, b in twins],
+        CONTROL: [(Pass(a), Pass(b)) for a, b in twins],
         "more bits": [(Pass(a), Pass(b)) for a, b in pairs],
     }
     if "mirror" in baseline.views:
@@ -318,6 +322,17 @@ def choices(
             "at_cost": best and reported(best, baseline),
             "at_accuracy": cheapest and reported(cheapest, baseline),
         }
+    own_set = [choice for kind, choice in kinds.items() if kind != CONTROL]
+    accurate = [
+        own["at_cost"]
+        for own in own_set
+        if own["at_cost"] and own["at_cost"]["held_out"]["relative_cost"] <= 1 + 1e-9
+    ]
+    cheap = [own["at_accuracy"] for own in own_set if own["at_accuracy"]]
+    kinds[BEST] = {
+        "at_cost": max(accurate, key=lambda own: own["held_out"]["top1"], default=None),
+        "at_accuracy": min(cheap, key=lambda own: own["held_out"]["relative_cost"], default=None),
+    }
     everywhere = None
     if "mirror" in baseline.views:
         twice = try_out((Pass(baseline), Pass(baseline, "mirror")), (1.0,))

@@ -129,6 +129,10 @@ def test_choices_are_made_by_held_out_images(networks):
         assert cheapest is None
     alone = own["kinds"]["another network"]["at_cost"]
     assert alone["instance_gain"] is None and alone["cascades"] == []
+    best = own["kinds"].pop("best of these")
+    several = [choice for kind, choice in own["kinds"].items() if kind != "another seed"]
+    known = [choice["at_cost"]["held_out"]["top1"] for choice in several if choice["at_cost"]]
+    assert best["at_cost"]["held_out"]["top1"] == max(known)
     everywhere = own["all_images_twice"]
     assert everywhere["relative_cost"] == pytest.approx(2)
     assert everywhere["instance_gain"]["points"] == 0

@@ -33,7 +33,8 @@ from torch import Tensor
 
 from dqnet.config import EvalConfig, TrainConfig
 from dqnet.errors import UserError
-from dqnet.evaluation.choose_cascade import Pass, fitted, load_network
+from dqnet.evaluation.answered import Pass, load_network
+from dqnet.evaluation.choose_cascade import fitted
 from dqnet.measurement import percent
 from dqnet.network import ScoredOutput
 from dqnet.runtime.files import write_json

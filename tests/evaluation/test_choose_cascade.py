@@ -11,16 +11,8 @@ from rich.console import Console
 
 from dqnet.config import EvalConfig
 from dqnet.errors import UserError
-from dqnet.evaluation.choose_cascade import (
-    SHARES,
-    Pass,
-    compare_choices,
-    fitted,
-    load_network,
-    main,
-    names_of,
-    rivals,
-)
+from dqnet.evaluation.answered import Pass, load_network, names_of
+from dqnet.evaluation.choose_cascade import SHARES, compare_choices, fitted, main, rivals
 
 STATIC = ("trainer.epochs=2", "data.val_fraction=0.25", "data.flip=true")
 

@@ -17,6 +17,8 @@ from dqnet.units import MEGA
 if TYPE_CHECKING:
     import pandas as pd
 
+#: by held-out images, of all kinds but the control; a point of another kind in the figure
+BEST = "best of these"
 #: heading → column of the table, how its numbers are written, and perhaps their standard deviation
 COLUMNS = {
     "baseline": ("baseline", ""),
@@ -168,7 +170,7 @@ def _draw(table: pd.DataFrame, paths: list[Path]) -> None:
         static = own.drop_duplicates("baseline").sort_values("bit_flops")
         x = static["bit_flops"] / MEGA.divisor
         (handles["static"],) = axes.plot(x, static["static_top1"], "o-", color="black", ms=4)
-        for kind, rows in own[own["kind"] != "best of these"].groupby("kind", sort=False):
+        for kind, rows in own[own["kind"] != BEST].groupby("kind", sort=False):
             # What is chosen at the cost, and what is chosen at the accuracy.
             cost = [*(rows["relative_cost"] * rows["bit_flops"])]
             cost += [*(rows["cost_at_accuracy"] * rows["bit_flops"])]

@@ -28,7 +28,7 @@ from dqnet.config import EvalConfig
 from dqnet.costs.size import weight_bytes
 from dqnet.errors import UserError
 from dqnet.evaluation.answered import Network, Pass, load_network, names_of
-from dqnet.evaluation.choices_table import choices_table, print_choices, write_choices
+from dqnet.evaluation.choices_table import BEST, choices_table, print_choices, write_choices
 from dqnet.evaluation.controls import gains
 from dqnet.evaluation.paths import Paths
 from dqnet.runtime.files import write_json
@@ -41,8 +41,6 @@ SHARES = (0.03, 0.05, 0.08, 0.1, 0.12, 0.15, 0.18, 0.2, 0.23, 0.26, 0.3, 0.35, 0
 FEW_SHARES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 #: a second opinion of the same bits, which is no rival
 CONTROL = "another seed"
-#: by held-out images, of all kinds but that one
-BEST = "best of these"
 #: by how much a dynamic network alone may cost more: it was trained towards the cost, not to it
 DYNAMIC_EXCESS = 0.02
 

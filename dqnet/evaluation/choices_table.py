@@ -64,6 +64,9 @@ def choices_table(results: Mapping[str, Any]) -> pd.DataFrame:
         for kind, choice in kinds.items():
             rows.append(_row(own, kind, choice))
     table = pd.DataFrame(rows)
+    # Networks of the same widths need not be seeds of one configuration.
+    several = table.groupby("baseline")["configuration"].transform("nunique") > 1
+    table.loc[several, "baseline"] += " (" + table["configuration"] + ")"
     keys = ["baseline", "kind"]
     grouped = table.groupby(keys, sort=False)
     means = grouped.mean(numeric_only=True)
@@ -82,6 +85,7 @@ def _row(own: Mapping[str, Any], kind: str, choice: Mapping[str, Any]) -> dict[s
     nan = float("nan")
     widths = "/".join(map(str, own["widths"]))
     row = {"baseline": f"{own['quantizer']} {widths}", "kind": kind, "seed": own["seed"]}
+    row["configuration"] = own["configuration"]
     row |= {"static_top1": own["top1"], "bit_flops": own["bit_flops"]}
     best, cheapest = choice["at_cost"], choice["at_accuracy"]
     figures = "top1", "relative_cost", "worst_relative_cost", "more_passes"

@@ -245,6 +245,8 @@ def compare_choices(networks: Sequence[Network], console: Console) -> dict[str, 
             count = sum(map(len, rivals(baseline, networks).values()))
             task = progress.add_task(f"beside {baseline.name}", total=count)
             found.append(choices(baseline, networks, lambda task=task: progress.advance(task)))
+            alike = (own for own in baselines if own is baseline or own.like(baseline))
+            found[-1]["configuration"] = next(alike).name  # several seeds have one
     return {
         "split": "test",
         "held_out_images": len(networks[0].held_out[None].labels),

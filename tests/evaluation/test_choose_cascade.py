@@ -12,6 +12,7 @@ from rich.console import Console
 from dqnet.config import EvalConfig
 from dqnet.errors import UserError
 from dqnet.evaluation.answered import Pass, load_network, names_of
+from dqnet.evaluation.choices_table import choices_table
 from dqnet.evaluation.choose_cascade import SHARES, compare_choices, fitted, main, rivals
 
 STATIC = ("trainer.epochs=2", "data.val_fraction=0.25", "data.flip=true")
@@ -100,6 +101,8 @@ def test_rivals_have_no_larger_first_pass(networks):
 def test_choices_are_made_by_held_out_images(networks):
     results = compare_choices(list(networks.values()), Console(file=io.StringIO()))
     assert [own["network"] for own in results["baselines"]] == [*("two", "four", "twin")]
+    configurations = [own["configuration"] for own in results["baselines"]]
+    assert configurations == ["two", "four", "four"]
     own = results["baselines"][1]
     four = networks["four"]
     by_hand = [
@@ -130,6 +133,14 @@ def test_choices_are_made_by_held_out_images(networks):
     assert everywhere["instance_gain"]["points"] == 0
     sizes = own["kinds"]["more bits"]["at_cost"]
     assert sizes is None or sizes["weight_bytes"] > own["weight_bytes"]
+
+
+def test_other_configurations_of_the_same_widths_are_no_seeds(networks):
+    results = compare_choices([networks["two"], networks["four"]], Console(file=io.StringIO()))
+    results["baselines"][0]["widths"] = [4]
+    table = choices_table(results)
+    assert set(table["baseline"]) == {"dorefa 4 (two)", "dorefa 4 (four)"}
+    assert set(table["seeds"]) == {1}
 
 
 def test_from_the_command_line(folders, capsys, tmp_path):

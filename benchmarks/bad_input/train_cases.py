@@ -175,7 +175,6 @@ COMPRESSION = of_train(
     ("quant=none prune=magnitude prune.layers={nope:0.5}", "layer 'nope'", "'linear'"),
     ("quant=none prune=keep", "the weights have none", "model.checkpoint_path=FILE"),
     ("prune=magnitude quant=dorefa", "'layer1.0.conv1'", "use lsq or affine"),
-    ("prune=soft_filters trainer.epochs=0 quant=none", "after every epoch", "trainer.epochs"),
     (f"{_STATIC} quant.winograd.tile=3", "winograd tile 3", "2 or 4"),
     ("quant.winograd.tile=4", "routed among several precisions", "quant.widths=[8]"),
     ("model.transforms=[{name:gost}]", "transform 'gost'", "'ghost'"),

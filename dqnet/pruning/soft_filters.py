@@ -28,17 +28,16 @@ from dqnet.pruning.free_filters import free_filters
 class SoftFilters(Pruning):
     """After every epoch ⌊ratio · filters⌋ of each layer whose filters can be removed alone go.
 
+    Without any epoch they go at once, which is the pruning by norm that soft pruning is compared
+    with: Li et al. 2017, *Pruning Filters for Efficient ConvNets*, https://arxiv.org/abs/1608.08710
+    (with the L1 norm).
+
     Attributes:
         behind: by layer: the modules that also hold values of each filter.
         aside: of each network: its values at the end of the epoch, by name, to be put back.
     """
 
     def _set_up(self, config: PruneConfig, model: nn.Module, image_shape: tuple[int, ...]) -> None:
-        if not self.updates:
-            raise UserError(
-                "prune=soft_filters zeroes filters after every epoch, and there is none: set "
-                "trainer.epochs"
-            )
         full = model.unquantized() if isinstance(model, QuantizedModel) else nullcontext()
         with full:
             found = free_filters(self.networks[0], image_shape)
@@ -52,6 +51,8 @@ class SoftFilters(Pruning):
         self._ratios = ratios(config, self.behind, "layer whose filters can be removed alone")
         check_zero({name: layers[name] for name in self.behind}, fixed=False)
         self.aside: list[dict[str, Tensor]] = [{} for _ in self.networks]
+        if not self.updates:  # without an epoch there is no end of one
+            self.after_epoch()
 
     @torch.no_grad()
     def before_epoch(self) -> None:

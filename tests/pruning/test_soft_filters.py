@@ -193,6 +193,22 @@ def test_quantized_networks_learn_with_soft_filters(run, quant):
     assert (weight.flatten(1) == 0).all(1).sum() == 25
 
 
+def test_without_epochs_filters_go_at_once(run, tmp_path):
+    float_ = run("quant=none")
+    start = f"model.checkpoint_path={float_.folder / 'best.pt'}"
+    done = run(*SOFT, "trainer.epochs=0", start, folder=tmp_path / "pruned")
+    before, after = float_.checkpoint("best.pt")["model"], done.checkpoint("best.pt")["model"]
+    for name in INNER:
+        norms = before[f"{name}.weight"].flatten(1).norm(dim=1)
+        gone = torch.zeros(len(norms), dtype=torch.bool)
+        gone[norms.argsort()[: int(0.4 * len(norms))]] = True
+        assert torch.equal((after[f"{name}.weight"].flatten(1) == 0).all(1), gone)
+        for kind in ("weight", "bias"):
+            norm = f"{name.replace('conv', 'bn')}.{kind}"
+            assert torch.equal(after[norm], before[norm].masked_fill(gone, 0))
+    assert done.summary["weight_sparsity"] > 0.1
+
+
 class NoneFree(nn.Sequential):
     def forward(self, x):
         return super().forward(x).mean((2, 3))
@@ -201,7 +217,6 @@ class NoneFree(nn.Sequential):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["trainer.epochs=0"], "zeroes filters after every epoch, and there is none"),
         (["prune.ratio=1"], "prune.ratio 1.0 must be in"),
         (["prune.layers={linear: 0.5}"], "unknown .* whose filters can be removed alone 'linear'"),
         (["quant=dorefa"], "DoReFaWeight cannot write a zero"),

@@ -35,6 +35,7 @@ class SoftFilters(Pruning):
     Attributes:
         behind: by layer: the modules that also hold values of each filter.
         aside: of each network: its values at the end of the epoch, by name, to be put back.
+        at_once: by layer: the filters that went without any epoch, bool ``[filters]``.
     """
 
     def _set_up(self, config: PruneConfig, model: nn.Module, image_shape: tuple[int, ...]) -> None:
@@ -51,8 +52,23 @@ class SoftFilters(Pruning):
         self._ratios = ratios(config, self.behind, "layer whose filters can be removed alone")
         check_zero({name: layers[name] for name in self.behind}, fixed=False)
         self.aside: list[dict[str, Tensor]] = [{} for _ in self.networks]
+        self.at_once: dict[str, Tensor] = {}
         if not self.updates:  # without an epoch there is no end of one
-            self.after_epoch()
+            self.at_once = {name: self._chosen(self.networks[0], name) for name in self.behind}
+            self.restore()
+
+    def _chosen(self, network: nn.Module, name: str) -> Tensor:
+        """The filters of a layer that go, bool ``[filters]``."""
+        weight = network.get_submodule(name).weight
+        return smallest(weight.flatten(1).norm(dim=1), self._ratios[name])
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for network in self.networks:
+            for name, chosen in self.at_once.items():
+                for holder in (name, *self.behind[name]):
+                    for parameter in network.get_submodule(holder).parameters(recurse=False):
+                        parameter[chosen] = 0
 
     @torch.no_grad()
     def before_epoch(self) -> None:
@@ -66,7 +82,7 @@ class SoftFilters(Pruning):
         for network, aside in zip(self.networks, self.aside, strict=True):
             for name, behind in self.behind.items():
                 layer = network.get_submodule(name)
-                chosen = smallest(layer.weight.flatten(1).norm(dim=1), self._ratios[name])
+                chosen = self._chosen(network, name)
                 for holder in (name, *behind):
                     for kind, parameter in network.get_submodule(holder).named_parameters(
                         recurse=False

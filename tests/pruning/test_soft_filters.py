@@ -209,6 +209,15 @@ def test_without_epochs_filters_go_at_once(run, tmp_path):
     assert done.summary["weight_sparsity"] > 0.1
 
 
+def test_adaround_leaves_the_filters_zero(run):
+    rounding = "quant.post_training.adaround=20", "quant.fold_batch_norm=true"
+    static = "quant=affine", "quant.widths=[4]", "trainer.epochs=0", *SOFT[1:]
+    best = run(*static, *rounding).checkpoint("best.pt")["model"]
+    for name in INNER:
+        gone = (best[f"backbone.{name}.weight"].flatten(1) == 0).all(1)
+        assert gone.sum() == int(0.4 * len(gone))
+
+
 class NoneFree(nn.Sequential):
     def forward(self, x):
         return super().forward(x).mean((2, 3))
